@@ -1,0 +1,85 @@
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/json.h"
+#include "checkpoint/safetensors.h"
+
+namespace subspace {
+
+/// A model folder in Hugging Face layout: config.json, and either model.safetensors or
+/// model.safetensors.index.json with its shards. Shards are opened (mapped, header validated) when
+/// a tensor of theirs is first asked for; nothing else is touched.
+///
+/// Throws NotFound (no folder, no config.json, no weights: says what was looked for and what is
+/// there instead), InvalidFormat (index naming a shard outside the folder, ...).
+class Checkpoint {
+ public:
+  explicit Checkpoint(const std::filesystem::path& folder);
+  ~Checkpoint();
+
+  const std::filesystem::path& folder() const { return folder_; }
+  const Json& config() const { return config_; }
+
+  /// Every tensor name, from the index or the single file's header.
+  const std::vector<std::string>& names() const { return names_; }
+  bool has(const std::string& name) const;
+  /// Header entry. Opens the shard. Throws NotFound (tensor; or shard missing: names both),
+  /// InvalidFormat (index and shard disagree).
+  const TensorInfo& info(const std::string& name) const;
+  /// Name of the file that holds the tensor.
+  std::string shard_of(const std::string& name) const;
+  /// All shard file names, and the size of all of them on disk (from the index's metadata where a
+  /// shard is absent).
+  std::vector<std::string> shards() const;
+  std::uint64_t total_bytes() const;
+
+  /// The tensor's bytes in the mapped file, counted in bytes_read() (once a tensor).
+  std::span<const std::byte> bytes(const std::string& name) const;
+  void drop(const std::string& name) const;
+  /// Bytes of tensors handed out so far. Safe to call from any thread, as are all const members.
+  std::uint64_t bytes_read() const;
+
+  /// Decodes a whole 2-D (or 1-D: [1, n]) tensor to float64, row-major, on the CPU.
+  /// FP8 e4m3 is scaled by its 128x128 blocks: `<name>_scale_inv` or, in the maker's own naming,
+  /// `<stem>.scale` (F32, BF16, or F8_E8M0), which may sit in another shard; its shape must be
+  /// [ceil(M/128), ceil(N/128)]. With `allow_nonfinite`, NaN and Inf are let through.
+  /// Throws NotFinite naming tensor, row, column and value; Unsupported for integer types
+  /// (naming compressed-tensors INT4 if that is what it is); NotFound for a missing scale.
+  void decode(const std::string& name, double* out, int threads,
+              bool allow_nonfinite = false) const;
+
+  /// FP8 block scales as float32 [ceil(M/128), ceil(N/128)], or empty if the tensor has none.
+  std::vector<float> block_scales(const std::string& name) const;
+
+ private:
+  const SafetensorsFile& shard(const std::string& file) const;
+
+  std::filesystem::path folder_;
+  Json config_;
+  std::vector<std::string> names_;
+  std::map<std::string, std::string> shard_of_;
+  mutable std::mutex mutex_;
+  mutable std::map<std::string, std::unique_ptr<SafetensorsFile>> open_;
+  mutable std::map<std::string, bool> counted_;
+  mutable std::atomic<std::uint64_t> bytes_read_{0};
+};
+
+/// Turns MODEL of the command line into a folder.
+///
+/// A folder is taken as it is. `org/name[@revision]` is looked up in the Hugging Face cache
+/// ($HF_HUB_CACHE, else $HF_HOME/hub, else ~/.cache/huggingface/hub): models--org--name,
+/// refs/<revision, default main> -> snapshots/<commit>. A URL is refused (Unsupported) with what to
+/// do instead. Throws NotFound listing the places looked at.
+std::filesystem::path resolve_model(const std::string& model);
+
+}  // namespace subspace
