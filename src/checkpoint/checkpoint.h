@@ -62,9 +62,19 @@ class Checkpoint {
   std::vector<float> block_scales(const std::string& name) const;
 
  private:
+  void read_index();
+  void read_block_size();
   const SafetensorsFile& shard(const std::string& file) const;
+  void count(const std::string& name, std::uint64_t bytes) const;
+  /// Name of the tensor with the block scales of `name`, or empty.
+  std::string scale_name(const std::string& name) const;
+  void read_values(const std::string& name, const std::vector<float>& scales, double* out,
+                   int threads, bool allow_nonfinite) const;
 
   std::filesystem::path folder_;
+  std::int64_t block_rows_ = 128;
+  std::int64_t block_cols_ = 128;
+  std::uint64_t declared_bytes_ = 0;
   Json config_;
   std::vector<std::string> names_;
   std::map<std::string, std::string> shard_of_;
