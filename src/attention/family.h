@@ -26,8 +26,8 @@ class Family {
   };
   virtual std::vector<Needed> needed(std::int64_t layer) const = 0;
 
-  /// Decodes one layer. Throws NotFound / InvalidShape (tensor, found, expected) / NotFinite, or, with
-  /// allow_nonfinite, leaves NaN and Inf in place. Range: [0, layers + extra_layers).
+  /// Decodes one layer. Throws NotFound / InvalidShape (tensor, found, expected) / NotFinite, or,
+  /// with allow_nonfinite, leaves NaN and Inf in place. Range: [0, layers + extra_layers).
   virtual AttentionLayer load(std::int64_t layer, int threads,
                               bool allow_nonfinite = false) const = 0;
 };

@@ -11,8 +11,8 @@ struct Factored {
 };
 
 /// Folds norms (and latent scales) into everything that reads their output, returning a layer whose
-/// norms are gone: input norm into QA, KVA, Kpe (or Q, K, V), q_latent into Q and Qpe, kv_latent into
-/// K and V, q_head/k_head on the right of Q and K. O(size of the matrices).
+/// norms are gone: input norm into QA, KVA, Kpe (or Q, K, V), q_latent into Q and Qpe, kv_latent
+/// into K and V, q_head/k_head on the right of Q and K. O(size of the matrices).
 AttentionLayer fold_norms(const AttentionLayer& layer);
 
 /// VO_i = V_g(i) O_i: left [H, b, d_v] (groups expanded as views), right [H, d_v, e].

@@ -16,17 +16,19 @@ namespace subspace {
 struct Rotary {
   enum class Layout { none, half, interleaved };
   Layout layout = Layout::none;
-  /// Rotated coordinates of a head, and where they begin (partial rotary: 0; DeepSeek-V4: the tail).
+  /// Rotated coordinates of a head, and where they begin (partial rotary: 0; DeepSeek-V4: the
+  /// tail).
   std::int64_t dims = 0;
   std::int64_t begin = 0;
-  /// theta_f, radians a position, dims/2 of them, after the model's scaling (linear, llama3, YaRN..).
+  /// theta_f, radians a position, dims/2 of them, after the model's scaling (linear, llama3,
+  /// YaRN..).
   std::vector<double> frequencies;
   /// Factor on cos and sin of each side (YaRN's attention factor); logits carry its square.
   double scale = 1;
 };
 
-/// The norm whose output a matrix reads. weight is gamma as it multiplies (Gemma's 1 + w is added by
-/// the loader). Folding: rms  W <- diag(weight) W;  layer  W <- (I - 11^T/d) diag(weight) W.
+/// The norm whose output a matrix reads. weight is gamma as it multiplies (Gemma's 1 + w is added
+/// by the loader). Folding: rms  W <- diag(weight) W;  layer  W <- (I - 11^T/d) diag(weight) W.
 struct Norm {
   enum class Kind { none, rms, layer };
   Kind kind = Kind::none;
@@ -50,7 +52,7 @@ struct AttentionLayer {
   at::Tensor qa;      ///< [d, r_q]        shared query latent
   at::Tensor kva;     ///< [d, r_kv]       shared key/value latent
   at::Tensor kpe;     ///< [d, d_rope]     the one rotary key head of MLA
-  at::Tensor ob;      ///< [groups, e, d]  output latent to model space; group of head i = i/(H/groups)
+  at::Tensor ob;  ///< [groups, e, d]  output latent to model space; group of head i = i/(H/groups)
 
   // Biases of the projections above (same leading axes), undefined where there is none.
   at::Tensor q_bias, k_bias, v_bias;  ///< [H, d_h], [G, d_h], [G, d_v]
@@ -58,20 +60,21 @@ struct AttentionLayer {
   at::Tensor qa_bias, kva_bias, kpe_bias;
 
   // Norms in the order data meets them.
-  Norm input;         ///< before Q/K/V (or QA, KVA, Kpe); BERT: the previous block's output norm
-  Norm q_latent;      ///< on x QA, read by q and q_rope
-  Norm kv_latent;     ///< on x KVA, read by k and v
+  Norm input;           ///< before Q/K/V (or QA, KVA, Kpe); BERT: the previous block's output norm
+  Norm q_latent;        ///< on x QA, read by q and q_rope
+  Norm kv_latent;       ///< on x KVA, read by k and v
   Norm q_head, k_head;  ///< per head, after projection, before rotation (Qwen3, Gemma3); k_head is
                         ///< DeepSeek-V4's kv_norm, which the values read too
-  at::Tensor sinks;   ///< [H] attention-sink logits
+  at::Tensor sinks;     ///< [H] attention-sink logits
 
   Rotary rotary;
-  double softmax_scale = 1;     ///< logits are multiplied by it (YaRN's mscale^2 included)
-  double logit_softcap = 0;     ///< Gemma2; 0: none
-  std::int64_t window = 0;      ///< sliding window; 0: full
+  double softmax_scale = 1;  ///< logits are multiplied by it (YaRN's mscale^2 included)
+  double logit_softcap = 0;  ///< Gemma2; 0: none
+  std::int64_t window = 0;   ///< sliding window; 0: full
   bool causal = true;
   bool values_share_key = false;  ///< one KV head serves as key and value (DeepSeek-V4)
-  /// Scalars on the latents after their norms (LongCat: sqrt(d / r)), 1 elsewhere; folded with norms.
+  /// Scalars on the latents after their norms (LongCat: sqrt(d / r)), 1 elsewhere; folded with
+  /// norms.
   double q_latent_scale = 1, kv_latent_scale = 1;
 
   std::int64_t heads() const;

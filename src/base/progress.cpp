@@ -63,10 +63,10 @@ void Progress::step(const std::string& note) {
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start_;
   const double left =
       elapsed.count() / static_cast<double>(here_) * static_cast<double>(total_ - done_);
-  const std::string line = fmt::format(
-      "{} {}/{}{}{}{}", label_, done_, total_, note.empty() ? "" : "  ", note,
-      done_ < total_ ? fmt::format("  {} left", format_seconds(left))
-                     : fmt::format("  {} in all", format_seconds(elapsed.count())));
+  const std::string line =
+      fmt::format("{} {}/{}{}{}{}", label_, done_, total_, note.empty() ? "" : "  ", note,
+                  done_ < total_ ? fmt::format("  {} left", format_seconds(left))
+                                 : fmt::format("  {} in all", format_seconds(elapsed.count())));
   if (terminal_) {
     std::fprintf(stderr, "\r\033[K%s", line.c_str());
     drawn_ = true;

@@ -10,8 +10,28 @@ namespace subspace {
 /// Element types a safetensors file may declare: all of format version 0.6, so that a file whose
 /// experts are in four bits still opens for its attention tensors.
 enum class DType {
-  Bool, U8, I8, U16, I16, F16, BF16, U32, I32, F32, U64, I64, F64, F8_E4M3, F8_E5M2, F8_E8M0,
-  F4, F6_E2M3, F6_E3M2, F8_E4M3FNUZ, F8_E5M2FNUZ, C64,
+  Bool,
+  U8,
+  I8,
+  U16,
+  I16,
+  F16,
+  BF16,
+  U32,
+  I32,
+  F32,
+  U64,
+  I64,
+  F64,
+  F8_E4M3,
+  F8_E5M2,
+  F8_E8M0,
+  F4,
+  F6_E2M3,
+  F6_E3M2,
+  F8_E4M3FNUZ,
+  F8_E5M2FNUZ,
+  C64,
 };
 
 /// Bits of one element. Elements below a byte are packed; their tensors fill whole bytes.

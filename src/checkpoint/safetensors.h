@@ -48,13 +48,14 @@ inline constexpr std::uint64_t kMaxHeaderBytes = 100'000'000;
 /// bytes. Scalars (shape []) and empty tensors are valid. `file` is the start of the file (8 bytes
 /// and the header, or the whole file if that is shorter), `file_size` its whole size, `where` the
 /// name for messages. Throws InvalidFormat, one message a rule. O(n log n) for n tensors.
-SafetensorsHeader parse_safetensors_header(std::span<const std::byte> file,
-                                           std::uint64_t file_size, const std::string& where);
+SafetensorsHeader parse_safetensors_header(std::span<const std::byte> file, std::uint64_t file_size,
+                                           const std::string& where);
 
 /// A mapped safetensors file. All const members may be called from any thread.
 ///
-/// Mapped bytes are for looking; long reading goes through read(), because a file that shrinks under
-/// a mapping kills the process with SIGBUS, while a read comes back short and can be reported.
+/// Mapped bytes are for looking; long reading goes through read(), because a file that shrinks
+/// under a mapping kills the process with SIGBUS, while a read comes back short and can be
+/// reported.
 class SafetensorsFile {
  public:
   /// Maps the file and validates its header. Throws NotFound, Io, InvalidFormat.

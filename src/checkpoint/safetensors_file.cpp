@@ -80,8 +80,7 @@ void SafetensorsFile::Mapping::map() {
   }
 }
 
-SafetensorsFile::SafetensorsFile(const fs::path& path)
-    : mapping_(std::make_unique<Mapping>(path)) {
+SafetensorsFile::SafetensorsFile(const fs::path& path) : mapping_(std::make_unique<Mapping>(path)) {
   Mapping& file = *mapping_;
   file.open();
   // The header is read, not mapped, and no more is read than a valid header can have.

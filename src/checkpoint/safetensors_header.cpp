@@ -37,8 +37,8 @@ DType parse_dtype(const Json& entry, const Place& place) {
   const auto& name = found->get_ref<const std::string&>();
   const auto dtype = dtype_from_name(name);
   if (!dtype) {
-    fail(ErrorCode::InvalidFormat, "{}: unknown dtype {}; known are {}", place.text(),
-         quoted(name), dtype_names());
+    fail(ErrorCode::InvalidFormat, "{}: unknown dtype {}; known are {}", place.text(), quoted(name),
+         dtype_names());
   }
   return *dtype;
 }
@@ -58,8 +58,9 @@ std::vector<std::int64_t> parse_shape(const Json& entry, const Place& place) {
   for (const Json& item : *found) {
     // A negative number is an integer but not an unsigned one; one beyond 2^64 is a float.
     if (!item.is_number_unsigned() || item.get<std::uint64_t>() > INT64_MAX) {
-      fail(ErrorCode::InvalidFormat, "{}: the shape holds {}; expected whole numbers from 0 to 2^63",
-           place.text(), excerpt(item));
+      fail(ErrorCode::InvalidFormat,
+           "{}: the shape holds {}; expected whole numbers from 0 to 2^63", place.text(),
+           excerpt(item));
     }
     shape.push_back(item.get<std::int64_t>());
   }
@@ -145,8 +146,10 @@ void check_coverage(const SafetensorsHeader& header, std::uint64_t file_size,
   for (const auto* item : order) {
     const TensorInfo& info = item->second;
     if (info.begin < covered) {
-      fail(ErrorCode::InvalidFormat, "{}: tensors {} and {} overlap: one ends at byte {}, the other "
-           "begins at byte {}", where, quoted(*previous), quoted(item->first), covered, info.begin);
+      fail(ErrorCode::InvalidFormat,
+           "{}: tensors {} and {} overlap: one ends at byte {}, the other "
+           "begins at byte {}",
+           where, quoted(*previous), quoted(item->first), covered, info.begin);
     }
     if (info.begin > covered) {
       fail(ErrorCode::InvalidFormat, "{}: bytes {} to {} before tensor {} belong to no tensor",
@@ -156,8 +159,10 @@ void check_coverage(const SafetensorsHeader& header, std::uint64_t file_size,
     previous = &item->first;
   }
   if (covered != file_size) {
-    fail(ErrorCode::InvalidFormat, "{}: {} bytes behind the last tensor; expected the file to end "
-         "at byte {}, found {}", where, file_size - covered, covered, file_size);
+    fail(ErrorCode::InvalidFormat,
+         "{}: {} bytes behind the last tensor; expected the file to end "
+         "at byte {}, found {}",
+         where, file_size - covered, covered, file_size);
   }
 }
 
@@ -213,11 +218,13 @@ SafetensorsHeader parse_safetensors_header(std::span<const std::byte> file, std:
   const std::string_view text(reinterpret_cast<const char*>(file.data()) + 8,
                               static_cast<std::size_t>(length));
   if (text.empty() || text.front() != '{') {
-    fail(ErrorCode::InvalidFormat, "{}: the header does not begin with '{{'; this is no "
-         "safetensors file", where);
+    fail(ErrorCode::InvalidFormat,
+         "{}: the header does not begin with '{{'; this is no "
+         "safetensors file",
+         where);
   }
-  const Json json = parse_json(text, where + ": header",
-                               {.max_bytes = kMaxHeaderBytes, .max_depth = kMaxDepth});
+  const Json json =
+      parse_json(text, where + ": header", {.max_bytes = kMaxHeaderBytes, .max_depth = kMaxDepth});
 
   SafetensorsHeader header;
   header.data_begin = 8 + length;
@@ -226,8 +233,7 @@ SafetensorsHeader parse_safetensors_header(std::span<const std::byte> file, std:
     if (name == "__metadata__") {
       header.metadata = parse_metadata(entry, where);
     } else {
-      header.tensors.emplace(name,
-                             parse_entry(entry, header.data_begin, data_size, {where, name}));
+      header.tensors.emplace(name, parse_entry(entry, header.data_begin, data_size, {where, name}));
     }
   }
   check_coverage(header, file_size, where);
