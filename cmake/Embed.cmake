@@ -4,7 +4,12 @@
 # "embedded/NAME.h":
 #     std::string_view subspace::embedded::NAME(std::string_view file);   // empty if there is none
 # The files are text; a change of one recompiles one generated source.
+# A target that has only headers so far has nothing to compile them into and is left as it is.
 function(subspace_embed target name folder)
+  get_target_property(type ${target} TYPE)
+  if(type STREQUAL "INTERFACE_LIBRARY")
+    return()
+  endif()
   file(GLOB files CONFIGURE_DEPENDS "${folder}/*")
   set(base "${PROJECT_BINARY_DIR}/generated/embedded/${name}")
   add_custom_command(
