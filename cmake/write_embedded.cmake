@@ -8,7 +8,7 @@ foreach(file IN LISTS FILES)
   string(MAKE_C_IDENTIFIER "k_${leaf}" symbol)
   # Bytes, not a raw string: no delimiter to collide with, and any content is exact.
   string(REGEX REPLACE "([0-9a-f][0-9a-f])" "0x\\1," bytes "${hex}")
-  string(REGEX REPLACE "(((0x..,)(0x..,)?(0x..,)?(0x..,)?(0x..,)?(0x..,)?(0x..,)?(0x..,)?)(0x..,)?(0x..,)?(0x..,)?(0x..,)?)" "\\1\n" bytes "${bytes}")
+  string(REGEX REPLACE "0x..,0x..,0x..,0x..,0x..,0x..,0x..,0x..,0x..,0x..,0x..,0x..," "\\0\n" bytes "${bytes}")
   string(APPEND arrays "const unsigned char ${symbol}[] = {\n${bytes}0x00};\n")
   string(APPEND branches "  if (file == \"${leaf}\") return {reinterpret_cast<const char*>(${symbol}), ${size}};\n")
 endforeach()

@@ -1,0 +1,70 @@
+// Puts the page together.
+document.getElementById("title").append(...RUNS.flatMap((run, i) => [
+  i ? el("span", { class: "versus" }, " and ") : "", runLabel(run)]));
+
+(function drawBar() {
+  const layers = () => store.runData.layers.map((layer, index) => [index, String(layer.layer)]);
+  const heads = () => Array.from({ length: modelOf(store.runData).heads }, (_, head) => [head, String(head)]);
+  const taus = () => store.runData.taus.map((tau) => [tau, `${+(100 * tau).toFixed(4)} %`]);
+  const stepper = (label, name, options, value, act) => {
+    const field = select(label, name, options, value, (text) => act(Number(text)));
+    const step = (by) => el("button", { type: "button", "aria-label": `${by < 0 ? "Previous" : "Next"} ${name}`,
+      onclick: () => act(store.get(name) + by) }, by < 0 ? "‹" : "›");
+    const control = field.control;
+    const group = el("span", { class: "stepper" }, step(-1));
+    control.replaceWith(group);
+    group.append(control, step(1));
+    return field;
+  };
+  const layerField = stepper("Layer", "layer", layers(), 0, selectLayer);
+  const headField = stepper("Head", "head", heads(), 0, selectHead);
+  const tauField = select("Retained energy", "tau", taus(), store.get("tau"), (tau) => store.set({ tau }));
+  const runField = RUNS.length < 2 ? null : select("Model", "run", RUNS.map((run, i) => [i, runLabel(run)]), 0, (text) => {
+    const run = Number(text);
+    store.set({ run, layer: Math.min(store.get("layer"), RUNS[run].layers.length - 1),
+      head: Math.min(store.get("head"), modelOf(RUNS[run]).heads - 1),
+      tau: RUNS[run].taus.map(String).includes(store.get("tau")) ? store.get("tau") : String(RUNS[run].taus[0]) });
+  });
+  document.getElementById("bar").append(...[runField, layerField, headField, tauField].filter(Boolean),
+    el("span", { class: "push" },
+      el("button", { type: "button", name: "theme", onclick: () => look.toggle() }, "Light / dark"),
+      el("button", { type: "button", name: "print", onclick: async () => { await drawAll(); print(); } }, "Print")));
+  store.on(null, (changed) => {
+    if (changed.includes("run")) {
+      layerField.fill(layers(), store.get("layer"));
+      headField.fill(heads(), store.get("head"));
+      tauField.fill(taus(), store.get("tau"));
+    }
+    layerField.control.value = store.get("layer");
+    headField.control.value = store.get("head");
+  });
+  addEventListener("keydown", (event) => {
+    if (event.target.closest("input, select") || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.key === "[") selectLayer(store.get("layer") - 1);
+    if (event.key === "]") selectLayer(store.get("layer") + 1);
+  });
+})();
+
+// In the store before the figures, so that they find a selection that suits the new model.
+drawDepth();
+drawHeat();
+drawGrid();
+drawSpectrum();
+drawError();
+drawRope();
+drawCompare();
+
+drawFacts(document.getElementById("facts"));
+drawGlossary(document.getElementById("glossary"));
+document.getElementById("foot").append(
+  "Numbers are those of the run. Figures: drag to zoom, double-click to reset; [ and ] change the layer; arrow keys move in the heat map and the grid. ",
+  `Drawn with Plotly ${Plotly.version}.`);
+
+(async () => {
+  await drawSummary(document.getElementById("summary"));
+  await drawTable(document.getElementById("table"));
+  await FIGURES[0].draw();
+  document.documentElement.dataset.ready = String(Math.round(performance.now()));
+  watchFigures();
+  drawWhenIdle();
+})();
