@@ -1,17 +1,24 @@
 #!/usr/bin/env bash
-# Benchmarks: bench/NAME.py. Without a name, every one of them in turn.
+# Benchmarks: bench/NAME.py or bench/NAME.cpp. Without a name, every one of them in turn.
 set -euo pipefail
 source scripts/setup.sh
+shopt -s nullglob
 names=()
+for file in bench/*.py bench/*.cpp; do
+  name=$(basename "$file")
+  names+=("${name%.*}")
+done
 if [ $# -gt 0 ] && [[ $1 != -* ]]; then
+  [ -f "bench/$1.py" ] || [ -f "bench/$1.cpp" ] || die "no benchmark '$1'; there are: ${names[*]}" 2
   names=("$1")
   shift
-  [ -f "bench/${names[0]}.py" ] || die "no benchmark '${names[0]}'; there are: $(cd bench && echo *.py)" 2
-else
-  for file in bench/*.py; do names+=("$(basename "$file" .py)"); done
 fi
 export SUBSPACE_PROGRAM=${SUBSPACE_PROGRAM:-$PWD/build/release/bin/subspace}
 for name in "${names[@]}"; do
   say "$name"
-  "$PYTHON" "bench/$name.py" "$@"
+  if [ -f "bench/$name.py" ]; then
+    "$PYTHON" "bench/$name.py" "$@"
+  else
+    "build/release/bench/$name" "$@"
+  fi
 done

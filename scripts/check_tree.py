@@ -17,7 +17,7 @@ MAY_USE = {
     "cli": ["base", "kernels", "checkpoint", "attention", "spectrum", "report"],
 }
 WITHOUT_TORCH = ["base", "kernels", "checkpoint", "report"]
-MACHINE_PATH = re.compile(r"(^|[^\w./-])/(work|home/\w+|root|farm)/")
+MACHINE_PATH = re.compile(r"(^|[^\w./-])/(work|home/\w+|root|farm|tmp/team)/")
 
 
 def problems(root):

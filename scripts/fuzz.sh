@@ -1,18 +1,32 @@
 #!/usr/bin/env bash
 # ./run fuzz TARGET SECONDS: one libFuzzer target, from its seeds; new inputs stay in build/.
+# FUZZ_OPTIONS are given to libFuzzer as they are (FUZZ_OPTIONS=-runs=10000000).
 set -euo pipefail
 source scripts/setup.sh
 target=${1:-} seconds=${2:-60}
-[ -f "tests/fuzz/${target}_fuzz.cpp" ] ||
-  die "usage: ./run fuzz TARGET SECONDS; targets: $(cd tests/fuzz && ls ./*_fuzz.cpp 2>/dev/null | sed 's,^\./,,; s,_fuzz.cpp,,' | tr '\n' ' ')" 2
+if [ ! -f "tests/fuzz/${target}_fuzz.cpp" ] || ! [[ $seconds =~ ^[0-9]+$ ]]; then
+  targets=$(find tests/fuzz -name '*_fuzz.cpp' -printf '%f\n' | sed 's/_fuzz.cpp//' | sort | tr '\n' ' ')
+  die "usage: ./run fuzz TARGET SECONDS; targets: ${targets:-none}" 2
+fi
 mkdir -p build/fuzz
-[ -f build/fuzz/build.ninja ] || cmake --preset fuzz >build/fuzz/configure.log 2>&1 ||
-  { cat build/fuzz/configure.log >&2; exit 1; }
-ninja -C build/fuzz "fuzz_$target" >build/fuzz/build.log 2>&1 ||
-  { tail -n 40 build/fuzz/build.log >&2; die "building the fuzz target failed"; }
+(
+  flock 9
+  [ -f build/fuzz/build.ninja ] || cmake --preset fuzz >build/fuzz/configure.log 2>&1 ||
+    { cat build/fuzz/configure.log >&2; exit 1; }
+  ninja -C build/fuzz "fuzz_$target" >build/fuzz/build.log 2>&1 ||
+    { tail -n 40 build/fuzz/build.log >&2; die "building the fuzz target failed"; }
+) 9>build/fuzz/.lock
 corpus=build/fuzz/corpus-$target
-mkdir -p "$corpus"
 seeds=tests/fuzz/corpus/$target
-program=$(find build/fuzz -type f -name "fuzz_$target" -perm -u+x | head -n 1)
-"$program" -max_total_time="$seconds" -max_len=65536 -timeout=10 -rss_limit_mb=2048 \
-  -print_final_stats=1 "${FUZZ_OPTIONS[@]:--verbosity=0}" "$corpus" $( [ -d "$seeds" ] && echo "$seeds" )
+mkdir -p "$corpus"
+folders=("$corpus")
+[ -d "$seeds" ] && folders+=("$seeds")
+# shellcheck disable=SC2086 # the options are words
+if ! build/fuzz/bin/fuzz_"$target" -max_total_time="$seconds" -max_len=65536 -timeout=10 \
+  -rss_limit_mb=2048 -print_final_stats=1 -artifact_prefix="$corpus-" ${FUZZ_OPTIONS:-} \
+  "${folders[@]}" >"build/fuzz/$target.log" 2>&1; then
+  tail -n 60 "build/fuzz/$target.log" >&2
+  die "fuzz $target found something; the input is named above"
+fi
+runs=$(sed -n 's/^stat::number_of_executed_units: *//p' "build/fuzz/$target.log")
+say "fuzz $target: ${runs:-?} executions in $seconds s, nothing found"

@@ -11,12 +11,18 @@ die() {
 setup_packages() {
   local wanted missing=() package as_root=()
   case $1 in
-    build) wanted="cmake ninja-build g++ ccache nlohmann-json3-dev libcli11-dev libfmt-dev zlib1g-dev python3-venv" ;;
-    test) wanted="libgtest-dev chromium chromium-driver" ;;
-    lint) wanted="clang clang-format clang-tidy libclang-rt-14-dev" ;;
+    build) wanted="cmake ninja-build g++ ccache nlohmann-json3-dev libcli11-dev libfmt-dev zlib1g-dev libgtest-dev python3-venv" ;;
+    test) wanted="chromium chromium-driver" ;;
+    lint) wanted="clang clang-format clang-tidy" ;;
+    fuzz) wanted="clang" ;;
   esac
   command -v dpkg-query >/dev/null || return 0 # not Debian: CMake says what it does not find
   [ "${SUBSPACE_NO_PACKAGES:-}" ] && return 0
+  if [ "$1" = fuzz ]; then
+    # libFuzzer and the sanitizers are a package of their own, named after clang's version.
+    package=$(apt-cache depends clang 2>/dev/null | sed -n 's/.*Depends: clang-\([0-9]*\)$/\1/p' | head -n 1)
+    wanted+=" ${package:+libclang-rt-$package-dev}"
+  fi
   for package in $wanted; do
     # A compiler, CMake or Python that did not come as a package serves as well.
     case $package in
@@ -51,13 +57,22 @@ sys.exit(tuple(int(p) for p in torch.__version__.split("+")[0].split(".")[:2]) <
 PY
 }
 
+# A virtual environment made from within another sees the system's packages, not the other's: the
+# folders that the active Python looks in are named to it, after its own.
+adopt_environment() {
+  local own
+  own=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+  python3 -c 'import site, sys; sys.prefix != sys.base_prefix and print(*site.getsitepackages(), sep="\n")' \
+    >"$own/active-environment.pth"
+}
+
 # setup_python runtime|test: sets PYTHON. The PyTorch that the active Python already has is used
 # (.venv then only adds to it); without one, PyTorch is installed into .venv as pip is configured.
 setup_python() {
   PYTHON=$SUBSPACE_ROOT/.venv/bin/python
   export PYTHON
   local requirements=scripts/requirements-$1.txt stamp
-  stamp=.venv/.subspace-$1-$(cat scripts/requirements-runtime.txt "$requirements" | sha256sum | cut -c1-16)
+  stamp=.venv/.subspace-$1-$(cat scripts/requirements-{torch,runtime}.txt "$requirements" | sha256sum | cut -c1-16)
   [ -f "$stamp" ] && [ -x "$PYTHON" ] && return 0
   (
     flock 8
@@ -67,6 +82,7 @@ setup_python() {
       if has_torch "$(command -v python3)"; then
         say "using the PyTorch of $(command -v python3)"
         python3 -m venv --system-site-packages .venv
+        adopt_environment
       else
         python3 -m venv .venv
       fi

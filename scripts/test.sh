@@ -26,7 +26,7 @@ if [ "$((passed + failed))" -eq 0 ]; then
   echo "error: no test ran${filter:+ for the filter '$filter'}" >&2
   status=1
 fi
-if [ -n "${CI:-}" ] && [ "$skipped" -gt 0 ]; then
+if [[ ${CI:-} =~ ^(1|true)$ ]] && [ "$skipped" -gt 0 ]; then
   echo "error: $skipped tests were skipped, which CI does not allow (see -rs above)" >&2
   failed=$((failed + skipped)) skipped=0 status=1
 fi
