@@ -27,7 +27,7 @@ function select(label, name, options, value, act) {
     control.value = list.some(([key]) => key === String(chosen)) ? String(chosen) : list[0]?.[0] ?? "";
   };
   field.fill(options, value);
-  field.control = control;
+  field.choice = control;
   return field;
 }
 

@@ -61,7 +61,7 @@ function drawError() {
     ],
     refill(f) {
       f.mapField.fill(maps().map((m) => [m, m]), f.options.map);
-      f.options.map = f.mapField.control.value;
+      f.options.map = f.mapField.choice.value;
       setRank(f, f.options.rank);
     },
     async load(f) {

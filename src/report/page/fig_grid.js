@@ -18,7 +18,7 @@ function drawGrid() {
     ],
     refill(f) {
       f.mapField.fill(choices(), f.options.map);
-      f.options.map = f.mapField.control.value;
+      f.options.map = f.mapField.choice.value;
     },
     async load(f) {
       const run = store.runData;

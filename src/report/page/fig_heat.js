@@ -21,7 +21,7 @@ function drawHeat() {
       f.mapField = select("Map", "map", heatMaps().map((m) => [m, mapTitle(m)]), f.options.map, (map) => {
         f.set({ map });
         f.metricField.fill(columnsOf(map), f.options.metric);
-        f.set({ metric: f.metricField.control.value });
+        f.set({ metric: f.metricField.choice.value });
       }),
       f.metricField = select("Metric", "metric", columnsOf(first), f.options.metric, (metric) => f.set({ metric })),
       select("Show", "against", [["value", "the value"], ["ratio", "value / random value"]], "value",
@@ -30,9 +30,9 @@ function drawHeat() {
     ],
     refill(f) {
       f.mapField.fill(heatMaps().map((m) => [m, mapTitle(m)]), f.options.map);
-      f.options.map = f.mapField.control.value;
+      f.options.map = f.mapField.choice.value;
       f.metricField.fill(columnsOf(f.options.map), f.options.metric);
-      f.options.metric = f.metricField.control.value;
+      f.options.metric = f.metricField.choice.value;
     },
     load: loadHeat,
     compose: composeHeat,

@@ -6,9 +6,9 @@ function drawSpectrum() {
   const choices = (part) => mapsOf(part).map((map) => [map, mapTitle(map)]);
   const refill = (f) => {
     f.partField.fill(kinds(), f.options.part);
-    f.options.part = f.partField.control.value;
+    f.options.part = f.partField.choice.value;
     f.mapField.fill(choices(f.options.part), f.options.map);
-    f.options.map = f.mapField.control.value;
+    f.options.map = f.mapField.choice.value;
   };
   const part = kinds()[0][0];
   figure({

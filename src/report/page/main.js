@@ -10,7 +10,7 @@ document.getElementById("title").append(...RUNS.flatMap((run, i) => [
     const field = select(label, name, options, value, (text) => act(Number(text)));
     const step = (by) => el("button", { type: "button", "aria-label": `${by < 0 ? "Previous" : "Next"} ${name}`,
       onclick: () => act(store.get(name) + by) }, by < 0 ? "‹" : "›");
-    const control = field.control;
+    const control = field.choice;
     const group = el("span", { class: "stepper" }, step(-1));
     control.replaceWith(group);
     group.append(control, step(1));
@@ -35,8 +35,8 @@ document.getElementById("title").append(...RUNS.flatMap((run, i) => [
       headField.fill(heads(), store.get("head"));
       tauField.fill(taus(), store.get("tau"));
     }
-    layerField.control.value = store.get("layer");
-    headField.control.value = store.get("head");
+    layerField.choice.value = store.get("layer");
+    headField.choice.value = store.get("head");
   });
   addEventListener("keydown", (event) => {
     if (event.target.closest("input, select") || event.ctrlKey || event.metaKey || event.altKey) return;
