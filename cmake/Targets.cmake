@@ -2,7 +2,7 @@
 
 # subspace_sources(OUT FOLDER): the folder's sources, of every language that is being built.
 macro(subspace_sources out folder)
-  file(GLOB ${out} CONFIGURE_DEPENDS "${folder}/*.cpp")
+  file(GLOB ${out} CONFIGURE_DEPENDS "${folder}/*.cpp" "${folder}/families/*.cpp")
   if(SUBSPACE_CUDA)
     file(GLOB _cuda CONFIGURE_DEPENDS "${folder}/*.cu")
     list(APPEND ${out} ${_cuda})

@@ -1,0 +1,66 @@
+// Gemma, Gemma 2, Gemma 3 (text): norm weights stored as gamma - 1, a head width of its own, a
+// softmax scale from query_pre_attn_scalar, a soft cap on logits (2), norms on each head's q and k
+// and a rotary base by layer type (3), sliding windows in some layers (2, 3).
+
+#include <cmath>
+
+#include "attention/families/grouped_query.h"
+
+namespace subspace {
+namespace {
+
+class Gemma final : public GroupedQuery {
+ public:
+  explicit Gemma(Context context) : GroupedQuery(std::move(context), "gemma") {}
+
+ private:
+  bool sliding(std::int64_t layer) const {
+    const std::string& type = shape().model_type;
+    if (type == "gemma") return false;
+    if (config().has("layer_types")) {
+      const auto types = config().strings("layer_types");
+      if (layer >= static_cast<std::int64_t>(types.size())) {
+        fail(ErrorCode::InvalidValue, "{}: layer_types has {} entries; expected {}, one a layer",
+             config().where(), types.size(), shape().layers);
+      }
+      return types[static_cast<std::size_t>(layer)] == "sliding_attention";
+    }
+    const std::int64_t pattern =
+        config().positive_int_or("sliding_window_pattern", type == "gemma2" ? 2 : 6);
+    return (layer + 1) % pattern != 0;
+  }
+
+  RopeConfig rope(std::int64_t layer) const {
+    if (shape().model_type != "gemma3_text") return read_rope(config());
+    const bool local = sliding(layer);
+    // The older spelling has one base for each kind of layer, and scales the global ones only.
+    if (!config().has("rope_parameters") && local) {
+      RopeConfig plain;
+      plain.theta = config().number_or("rope_local_base_freq", 10000);
+      return plain;
+    }
+    return read_rope(config(), local ? 10000 : 1000000,
+                     local ? "sliding_attention" : "full_attention");
+  }
+
+  AttentionLayer build(std::int64_t layer, TensorSource& source) const override {
+    AttentionLayer out = projections(layer, source, /*unit_offset=*/true);
+    const double scalar =
+        config().number_or("query_pre_attn_scalar", static_cast<double>(head_dim()));
+    out.rotary = make_rotary(config(), rope(layer), head_dim(), Rotary::Layout::half);
+    out.softmax_scale =
+        1 / std::sqrt(shape().model_type == "gemma" ? static_cast<double>(head_dim()) : scalar);
+    out.logit_softcap = config().number_or("attn_logit_softcapping", 0);
+    if (sliding(layer)) out.window = config().positive_int_or("sliding_window", 4096);
+    out.causal = !config().boolean_or("use_bidirectional_attention", false);
+    return out;
+  }
+};
+
+}  // namespace
+
+std::unique_ptr<Family> make_gemma(FamilyBase::Context context) {
+  return std::make_unique<Gemma>(std::move(context));
+}
+
+}  // namespace subspace
