@@ -34,8 +34,6 @@ function drawCompare() {
   });
 }
 
-const relativeDepth = (run, index) => (run.layers.length > 1 ? index / (run.layers.length - 1) : 0);
-
 function composeCompare(f, m, { theme, width }) {
   const narrow = width < 620;
   const asShown = m.measure === "norm" ? Math.sqrt : (x) => x;

@@ -125,7 +125,7 @@ function composeError(f, m, { theme, width }) {
   if (saved && saved.breakEven < most) {
     layout.shapes.push(vertical(saved.breakEven, theme.random, "dash"));
     layout.annotations.push({ text: `break-even ${integer(saved.breakEven)}`, xref: "x", yref: "y domain", x: saved.breakEven, y: 0.98,
-      xanchor: saved.breakEven > most * 0.6 ? "right" : "left", yanchor: "top", showarrow: false, font: { size: 11, color: theme.soft } });
+      xanchor: saved.breakEven > most * 0.74 ? "right" : "left", yanchor: "top", showarrow: false, font: { size: 11, color: theme.soft } });
   }
   return { data: [...curves, bars], layout, label: `${name} against rank for ${m.layers.length} layers of ${m.map}`,
     readout: errorReadout(m, here, lostHere, saved) };

@@ -8,7 +8,7 @@ function drawGrid() {
     id: "fig-grid",
     title: "Every head of a layer",
     question: "What do the spectra of single heads look like, side by side?",
-    see: "Each small panel is a head: its singular values from the first to the last, relative to its largest, on a logarithmic scale that all panels share. The grey line is the median head of the layer, the number at the corner the head's rank. A steep line is a head that lives in few directions, a flat one a head that uses all it has. Click a head, or press Enter on it, to select it everywhere.",
+    see: "Each small panel is a head: its singular values from the first to the last, relative to its largest, on a logarithmic scale that all panels share. The grey line is the median head of the layer, the numbers above each panel are the head and its rank. A steep line is a head that lives in few directions, a flat one a head that uses all it has. Click a head, or press Enter on it, to select it everywhere.",
     care: "Each spectrum starts at 1, so the panels compare shapes and not strengths: a weak head and a strong one may look alike. The vertical scale ends at the bottom line; values below are not zero but further down.",
     keys: ["layer", "head", "run", "tau"],
     defaults: { map: preferred(drawnMaps(), ["VO", "O", "QK"]), order: "index" },
@@ -44,16 +44,19 @@ function composeGrid(f, m, { theme, width }) {
     return { svg: svg("svg"), height: 40, label: "no heads", readout: `Layer ${store.layerNumber()} has no heads of ${mapTitle(m.map)}.` };
   }
   const count = m.heads.length;
-  const columns = Math.max(2, Math.min(count, Math.floor(width / (count > 48 ? 66 : 88))));
+  const left = 34;
+  const most = Math.max(3, Math.floor((width - left) / (count > 48 ? 68 : 104)));
+  // Rows of equal length where they can be: 12 heads as two sixes rather than ten and two.
+  const columns = Math.ceil(count / Math.ceil(count / most));
   const rows = Math.ceil(count / columns);
   const gap = 5;
-  const left = 38;
+  const header = 15;
   const cellWidth = (width - left) / columns;
-  const cellHeight = Math.min(86, Math.max(48, cellWidth * 0.72));
+  const cellHeight = header + gap + Math.min(92, Math.max(44, cellWidth * 0.62));
   const height = rows * cellHeight + 34;
   // Four decades hold most heads; fewer when the median needs fewer.
   const floor = -Math.min(4, Math.max(1, Math.ceil(-Math.log10(Math.max(1e-9, m.middle.at(-1) ?? 1)) + 0.3)));
-  const [w, h] = [cellWidth - gap, cellHeight - gap];
+  const [w, h] = [cellWidth - gap, cellHeight - gap - header];
   const last = Math.max(1, m.values - 1);
   const path = (row) => m.positions.map((at, p) => {
     const y = Math.max(floor, Math.log10(Math.max(row[p], 1e-30))) / floor;
@@ -67,7 +70,7 @@ function composeGrid(f, m, { theme, width }) {
   m.heads.forEach(({ head, row, rank }, k) => {
     const [x, y] = [left + (k % columns) * cellWidth, Math.floor(k / columns) * cellHeight + 4];
     const chosen = head === picked;
-    const cell = svg("g", { class: "cell", transform: `translate(${x.toFixed(1)} ${y.toFixed(1)})`,
+    const cell = svg("g", { class: "cell", transform: `translate(${x.toFixed(1)} ${(y + header).toFixed(1)})`,
       tabindex: chosen ? 0 : -1, role: "button", "aria-pressed": String(chosen), "data-head": head,
       "aria-label": `${headWord(count)} ${head}, rank ${number(rank)} at ${store.tauText}` });
     cell.append(
@@ -79,15 +82,16 @@ function composeGrid(f, m, { theme, width }) {
         stroke: chosen ? theme.pick : theme.runs[0], "stroke-linejoin": "round" }));
     }
     cell.append(
-      svg("text", { x: w - 4, y: 11, "text-anchor": "end", fill: theme.ink, "font-weight": 600 }, row ? integer(rank) : "not measured"),
-      svg("text", { x: 4, y: h - 4, fill: theme.soft }, String(head)));
+      svg("text", { x: w - 1, y: -4, "text-anchor": "end", fill: chosen ? theme.pick : theme.ink, "font-weight": 600 },
+        row ? integer(rank) : "not measured"),
+      svg("text", { x: 1, y: -4, fill: theme.soft }, String(head)));
     root.append(cell);
   });
   root.append(
-    svg("text", { x: left - 5, y: 13, "text-anchor": "end", fill: theme.soft }, "1"),
-    svg("text", { x: left - 5, y: 4 + h, "text-anchor": "end", fill: theme.soft }, `10${[...String(floor)].map((c) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[c] ?? "⁻").join("")}`),
+    svg("text", { x: left - 5, y: header + 12, "text-anchor": "end", fill: theme.soft }, "1"),
+    svg("text", { x: left - 5, y: header + 3 + h, "text-anchor": "end", fill: theme.soft }, `10${[...String(floor)].map((c) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[c] ?? "⁻").join("")}`),
     svg("text", { x: left, y: height - 10, fill: theme.soft, "font-size": 11 },
-      `singular value 1 … ${m.values}, relative to the largest; corner: rank at ${store.tauText}; bottom: ${headWord(count)}; grey: median of the layer`));
+      `singular value 1 … ${m.values}, relative to the largest. Above each panel: ${headWord(count)}, rank at ${store.tauText}. Grey: median of the layer.`));
   wireGrid(root, f, columns, count);
   const here = m.heads.find(({ head }) => head === picked);
   return { svg: root, height, label: `Spectra of the ${count} ${headWord(count)}s of ${mapTitle(m.map)} in layer ${store.layerNumber()}`,

@@ -35,7 +35,8 @@ async function loadRope(f) {
     return { offset, least: list[0], low: quantileSorted(list, 0.25), middle: quantileSorted(list, 0.5),
       high: quantileSorted(list, 0.75), most: list.at(-1), head: values[headIn(table.heads)] };
   }).filter(Boolean) })).filter(({ rows }) => rows.length);
-  const random = described(run, store.get("layer"), offsetMaps(run)[0])?.heads?.random[metric];
+  const random = layers.length
+    ? described(run, store.get("layer"), offsetMaps(run)[0])?.heads?.random[metric] : undefined;
   return { ...f.options, layers, random };
 }
 

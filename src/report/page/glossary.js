@@ -1,29 +1,29 @@
 // What each map and metric is; also the words used for them in controls.
 const MAP_TEXTS = {
-  Q: ["Qᵢ", "The query matrix of head i. For multi-head latent attention the part without rotation, read from the query latent. Stacked: the space all queries of the layer read from."],
-  K: ["Kᵢ", "The key matrix of head i, or of a group of heads that share keys. Stacked: the space all keys read from."],
-  V: ["Vᵢ", "The value matrix of head i (or group). Stacked: the space all values read from."],
-  O: ["Oᵢ", "The output matrix of head i: its rows span what the head can write to the residual stream. Stacked: the space the whole layer can write to, W_O itself."],
-  Qpe: ["Qᵢᵖᵉ", "The rotated part of the query matrix (latent attention)."],
+  Q: ["Q_i", "The query matrix of head i. For multi-head latent attention the part without rotation, read from the query latent. Stacked: the space all queries of the layer read from."],
+  K: ["K_i", "The key matrix of head i, or of a group of heads that share keys. Stacked: the space all keys read from."],
+  V: ["V_i", "The value matrix of head i (or group). Stacked: the space all values read from."],
+  O: ["O_i", "The output matrix of head i: its rows span what the head can write to the residual stream. Stacked: the space the whole layer can write to, W_O itself."],
+  Qpe: ["Q_i^{pe}", "The rotated part of the query matrix (latent attention)."],
   QA: ["Q_A", "The shared matrix that forms the query latent."],
   KVA: ["KV_A", "The shared matrix that forms the latent of keys and values."],
-  Kpe: ["Kᵖᵉ", "The one rotated key that all heads of the layer share."],
+  Kpe: ["K^{pe}", "The one rotated key that all heads of the layer share."],
   OB: ["O_B", "The shared matrix from the output latent back to the residual stream."],
-  VO: ["Vᵢ Oᵢ", "Value and output as one map: what head i moves from a position it attends to, and where it puts it. Stacked so that the output side remains: the space written to, as the circuit really uses it."],
-  OV: ["Vᵢ Oᵢ, input side", "The same maps stacked so that the input side remains: the space that is read from."],
-  QK: ["Qᵢ Kᵢᵀ", "Query and key as one map: the bilinear form that scores pairs of positions. For rotary models at offset 0, for latent attention the part without rotation. Stacked so that the key side remains."],
-  KQ: ["Qᵢ Kᵢᵀ, query side", "The same maps stacked so that the query side remains."],
+  VO: ["V_i O_i", "Value and output as one map: what head i moves from a position it attends to, and where it puts it. Stacked so that the output side remains: the space written to, as the circuit really uses it."],
+  OV: ["V_i O_i", "The same maps stacked so that the input side remains: the space that is read from."],
+  QK: ["Q_i K_i^T", "Query and key as one map: the bilinear form that scores pairs of positions. For rotary models at offset 0, for latent attention the part without rotation. Stacked so that the key side remains."],
+  KQ: ["Q_i K_i^T", "The same maps stacked so that the query side remains."],
 };
-const OFFSET_TEXT = ["Qᵢ R(δ) Kᵢᵀ", "The scoring map between positions δ apart, with the rotation R(δ) between query and key; for latent attention its rotated part."];
+const OFFSET_TEXT = ["Q_i R(δ) K_i^T", "The scoring map between positions δ apart, with the rotation R(δ) between query and key; for latent attention its rotated part."];
 
 const METRIC_TEXTS = {
-  rank: ["rank at τ", "smallest r with Σⱼ≤ᵣ σⱼ² ≥ τ Σ σⱼ²", "How many directions carry the share τ of the energy. A rank at 99 % leaves 1 % of the energy out, which is a relative Frobenius error of 10 %."],
-  stable_rank: ["stable rank", "Σ σⱼ² / σ₁²", "Energy measured in units of the strongest direction. One outlying direction makes it small."],
-  entropy_rank: ["entropy rank", "exp(−Σ pⱼ ln pⱼ),  pⱼ = σⱼ² / Σ σ²", "The number of equally strong directions that would be as spread out."],
-  participation_ratio: ["participation ratio", "(Σ σⱼ²)² / Σ σⱼ⁴", "Like the entropy rank, with less weight on weak directions."],
-  largest: ["largest singular value", "σ₁", "The most a vector of length one can grow."],
-  condition_number: ["condition number", "σ₁ / σₙ", "Strongest over weakest direction; large values are often weak directions at the edge of precision."],
-  energy_lost: ["energy lost at rank r", "1 − E(r) = Σⱼ>ᵣ σⱼ² / Σ σⱼ²", "What the best approximation of rank r leaves out, as a share of the energy. Its square root is the relative Frobenius error: 1 % of the energy is 10 % in norm."],
+  rank: ["rank at τ", "min r:  Σ_{j≤r} σ_j^2 ≥ τ Σ_j σ_j^2", "How many directions carry the share τ of the energy. A rank at 99 % leaves 1 % of the energy out, which is a relative Frobenius error of 10 %."],
+  stable_rank: ["stable rank", "Σ_j σ_j^2 / σ_1^2", "Energy measured in units of the strongest direction. One outlying direction makes it small."],
+  entropy_rank: ["entropy rank", "exp(−Σ_j p_j ln p_j),  p_j = σ_j^2 / Σ_k σ_k^2", "The number of equally strong directions that would be as spread out."],
+  participation_ratio: ["participation ratio", "(Σ_j σ_j^2)^2 / Σ_j σ_j^4", "Like the entropy rank, with less weight on weak directions."],
+  largest: ["largest singular value", "σ_1", "The most a vector of length one can grow."],
+  condition_number: ["condition number", "σ_1 / σ_n", "Strongest over weakest direction; large values are often weak directions at the edge of precision."],
+  energy_lost: ["energy lost at rank r", "1 − E(r) = Σ_{j>r} σ_j^2 / Σ_j σ_j^2", "What the best approximation of rank r leaves out, as a share of the energy. Its square root is the relative Frobenius error: 1 % of the energy is 10 % in norm."],
 };
 
 function metricLabel(column) {
@@ -41,9 +41,17 @@ const shapeText = (shape) => `${integer(shape[0])} × ${integer(shape[1])}`;
 // space that VO writes to changes O, projecting the space that OV reads from changes V, and so on.
 const STORED_AS = { VO: "O", OV: "V", QK: "K", KQ: "Q" };
 
+// "Q_i K_i^T" with its indices and exponents set as such.
+function math(text) {
+  return text.split(/([_^](?:\{[^}]*\}|.))/).map((part) => {
+    if (!/^[_^]./.test(part)) return part;
+    return el(part[0] === "_" ? "sub" : "sup", {}, part.slice(1).replace(/[{}]/g, ""));
+  });
+}
+
 function terms(rows) {
   return el("dl", { class: "terms" }, rows.flatMap(([name, equation, text]) => [
-    el("dt", {}, name, el("span", { class: "eq" }, equation)),
+    el("dt", {}, name, el("span", { class: "eq" }, math(equation))),
     el("dd", {}, text),
   ]));
 }

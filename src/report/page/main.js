@@ -45,7 +45,6 @@ document.getElementById("title").append(...RUNS.flatMap((run, i) => [
   });
 })();
 
-// In the store before the figures, so that they find a selection that suits the new model.
 drawDepth();
 drawHeat();
 drawGrid();
@@ -54,6 +53,7 @@ drawError();
 drawRope();
 drawCompare();
 
+drawCard(document.getElementById("mast-body"));
 drawFacts(document.getElementById("facts"));
 drawGlossary(document.getElementById("glossary"));
 document.getElementById("foot").append(

@@ -44,7 +44,8 @@ function drawPositions(n, most = 240) {
 }
 
 const missing = (x) => x === null || x === undefined || Number.isNaN(x);
-const THIN = "\u2009";
+// Narrow and no-break, so that a number stays in one piece.
+const THIN = "\u202f";
 function integer(x) {
   if (missing(x)) return "–";
   return String(Math.round(x)).replace(/\B(?=(\d{3})+$)/g, THIN);

@@ -9,7 +9,7 @@ async function summaryOf(run) {
   for (const map of ["VO", "QK"].filter((name) => run.maps[name]?.heads)) {
     out.push(await headSentence(run, map, column, share));
   }
-  const stack = written && rankNeeded(run, written, column);
+  const stack = written && rankNeeded(run, written, column, share);
   if (stack) out.push(stack);
   const marked = run.layers.flatMap((layer) => layer.notes.map((note) => `layer ${layer.layer}: ${note}`));
   if (marked.length) out.push(`Notes of the run: ${marked.slice(0, 5).join("; ")}${marked.length > 5 ? `; and ${marked.length - 5} more` : ""}.`);
@@ -49,28 +49,44 @@ async function headSentence(run, map, column, share) {
   const index = Math.floor(least / metrics.heads);
   const info = run.layers[index].maps[map].heads;
   const random = info.random[column];
-  const word = map === "VO" ? "moves" : "scores with";
-  return `A single head ${word} ${integer(median(all))} of ${info.values} directions for ${share} of the energy of ${map} at the median${missing(random) ? "" : ` (random: ${integer(random)})`}; the least, head ${least % metrics.heads} of layer ${run.layers[index].layer}, ${integer(all[least])}.`;
+  const does = map === "VO" ? "moves information" : "compares positions";
+  return `A single head ${does} along ${integer(median(all))} of ${info.values} directions (${share} of the energy of ${map}, median head${missing(random) ? "" : `; random ${integer(random)}`}); head ${least % metrics.heads} of layer ${run.layers[index].layer} with the fewest, ${integer(all[least])}.`;
 }
 
-function rankNeeded(run, map, column) {
+function rankNeeded(run, map, column, share) {
   const ranks = depthSeries(run, map, column, "stack", null);
   const stored = storedShape(run, ranks[0]?.index ?? 0, map);
   if (!ranks.length || !stored) return null;
   const { breakEven } = savings(stored.shape, 1);
   const below = ranks.filter((row) => row.value < breakEven).length;
-  const lossAt = breakEven < ranks[0].of
-    ? ` Factors save parameters below rank ${integer(breakEven)}` : null;
-  if (!lossAt) return null;
-  return `${lossAt.trim()}; ${below === 0 ? "no layer" : below === ranks.length ? "every layer" : `${below} of ${ranks.length} layers`} would keep ${+(100 * Number(column.slice(5))).toFixed(4)} % of the energy of ${map} there.`;
+  if (breakEven >= ranks[0].of) return null;
+  const many = below === 0 ? "no layer gets by with that" : below === ranks.length ? "every layer gets by with less"
+    : `${below} of ${ranks.length} layers get by with less`;
+  return `Factors of ${map} save parameters only below rank ${integer(breakEven)}; for ${share} of its energy ${many}.`;
 }
 
 async function drawSummary(node) {
   const texts = await Promise.all(RUNS.map(summaryOf));
-  node.replaceChildren(...texts.flatMap((sentences, i) => [
+  node.replaceChildren(...texts.map((sentences, i) => el("div", {},
     RUNS.length > 1 ? el("p", { class: "of" }, runLabel(RUNS[i])) : null,
-    ...sentences.map((text, k) => el("p", { class: RUNS.length === 1 && k === 0 ? "lead" : null }, text)),
-  ]).filter(Boolean));
+    sentences.map((text, k) => el("p", { class: RUNS.length === 1 && k === 0 ? "lead" : null }, text)))));
+}
+
+// The few facts that stand beside the summary of a single model.
+function drawCard(body) {
+  body.classList.toggle("several", RUNS.length > 1);
+  if (RUNS.length > 1) return;
+  const [run] = RUNS;
+  const model = modelOf(run);
+  const facts = [["family", model.family], ["attention", model.attention],
+    ["layers", run.layers.length === model.layers ? integer(model.layers) : `${run.layers.length} of ${model.layers}`],
+    ["heads", model.kv_groups === model.heads ? integer(model.heads) : `${model.heads}, ${model.kv_groups} of keys and values`],
+    ["width", integer(model.hidden_size)], ["stacked", conventionText(run.facts.conventions).split("; ")[1].replace("heads stacked ", "")],
+    ["norms", run.facts.conventions.fold_norms ? "folded in" : "left out"]];
+  if (!missing(run.facts.bytes_read)) facts.push(["read", `${byteText(run.facts.bytes_read)} of ${byteText(run.facts.bytes_in_checkpoint)}`]);
+  if (!missing(run.facts.times?.total_seconds)) facts.push(["time", `${number(run.facts.times.total_seconds, 3)} s`]);
+  body.append(el("aside", { class: "card", "aria-label": "The model in short" },
+    el("dl", {}, facts.flatMap(([name, text]) => [el("dt", {}, name), el("dd", {}, text)]))));
 }
 
 const listText = (object) => Object.entries(object ?? {}).map(([key, value]) => `${key} ${value}`).join(", ");
@@ -91,9 +107,9 @@ function drawFacts(section) {
     ["program", (r) => `subspace ${r.facts.program.version ?? ""} ${r.facts.program.commit ?? ""}, PyTorch ${r.facts.program.torch ?? ""}`],
   ];
   section.append(el("h2", { id: "facts-title" }, "Models and conventions"),
-    el("table", { class: "facts" },
+    el("div", { class: "sideways" }, el("table", { class: "facts" },
       RUNS.length > 1 ? el("thead", {}, el("tr", {}, el("th", {}, ""), RUNS.map((run) => el("th", { scope: "col" }, runLabel(run))))) : null,
-      el("tbody", {}, rows.map(([name, text]) => el("tr", {}, el("th", { scope: "row" }, name), RUNS.map((run) => el("td", {}, text(run))))))));
+      el("tbody", {}, rows.map(([name, text]) => el("tr", {}, el("th", { scope: "row" }, name), RUNS.map((run) => el("td", {}, text(run)))))))));
 }
 
 function conventionText(conventions) {

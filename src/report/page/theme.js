@@ -37,15 +37,15 @@ const plotText = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<",
 
 function axis(theme, title, more = {}) {
   return {
-    title: { text: title, standoff: 8 }, gridcolor: theme.grid, linecolor: theme.axis,
+    title: { text: title, standoff: 8, font: { size: 13, color: theme.ink } }, gridcolor: theme.grid, linecolor: theme.axis,
     zeroline: false, showline: true, ticks: "outside", ticklen: 4, tickcolor: theme.axis,
     tickfont: { color: theme.soft, size: 12 }, automargin: true, ...more,
   };
 }
 
-// Powers of ten written as such; Plotly's own choice mixes notations.
-const logAxis = { type: "log", exponentformat: "power", showexponent: "all", dtick: "D1",
-  minor: { ticks: "outside", ticklen: 2 } };
+// Powers of ten are labelled, what lies between has marks only.
+const logAxis = { type: "log", exponentformat: "power", showexponent: "all", dtick: 1,
+  minor: { dtick: "D1", ticks: "outside", ticklen: 2, showgrid: false } };
 
 function baseLayout(theme, more = {}) {
   return {
