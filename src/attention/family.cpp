@@ -89,6 +89,12 @@ std::vector<Family::Needed> FamilyBase::needed(std::int64_t layer) const {
   return source.needed();
 }
 
+Rotary FamilyBase::rotary(std::int64_t layer) const {
+  check_layer(layer);
+  ListingSource source(checkpoint());
+  return build(layer, source).rotary;
+}
+
 AttentionLayer FamilyBase::load(std::int64_t layer, int threads, bool allow_nonfinite) const {
   check_layer(layer);
   LoadingSource source(checkpoint(), threads, allow_nonfinite);

@@ -26,6 +26,9 @@ class Family {
   };
   virtual std::vector<Needed> needed(std::int64_t layer) const = 0;
 
+  /// The layer's rotary position embedding; the configuration alone says it.
+  virtual Rotary rotary(std::int64_t layer) const = 0;
+
   /// Decodes one layer. Throws NotFound / InvalidShape (tensor, found, expected) / NotFinite, or,
   /// with allow_nonfinite, leaves NaN and Inf in place. Range: [0, layers + extra_layers).
   virtual AttentionLayer load(std::int64_t layer, int threads,

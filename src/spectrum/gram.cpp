@@ -37,6 +37,13 @@ at::Tensor gram_of_columns(const at::Tensor& x) {
   });
 }
 
+at::Tensor gram_of_columns(const at::Tensor& x, const at::Tensor& w) {
+  const std::int64_t n = x.size(1);
+  return symmetric_by_blocks(n, x.options(), [&](std::int64_t j, std::int64_t width) {
+    return at::mm(x.narrow(1, j, n - j).t(), x.narrow(1, j, width) * w.unsqueeze(1));
+  });
+}
+
 at::Tensor weighted_gram(const at::Tensor& x, const at::Tensor& w) {
   const std::int64_t n = x.size(2);
   const at::Tensor flat = x.reshape({-1, n});

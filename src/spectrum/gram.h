@@ -4,9 +4,13 @@
 
 namespace subspace {
 
-/// X^T X of a tall matrix [m, n], computed in block columns of the lower triangle and mirrored:
+/// X^T X of a matrix [m, n], computed in block columns of the lower triangle and mirrored:
 /// n^2 m (1 + 1/blocks) operations instead of 2 n^2 m, no temporary larger than a block column.
 at::Tensor gram_of_columns(const at::Tensor& x);
+
+/// X^T diag(w) X for X [m, n] and w [m], in the same way: rows scaled by sqrt(w) without a scaled
+/// copy of X.
+at::Tensor gram_of_columns(const at::Tensor& x, const at::Tensor& w);
 
 /// sum_h X_h^T W_h X_h for X [H, k, n] and symmetric W [H, k, k], in the same way; the weighted
 /// blocks W_h X_h are formed a block column at a time.

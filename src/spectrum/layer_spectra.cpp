@@ -2,29 +2,36 @@
 
 #include <ATen/ATen.h>
 
+#include <limits>
+
 #include "attention/fused.h"
 #include "base/error.h"
 #include "spectrum/eigenvalues.h"
 #include "spectrum/gram.h"
+#include "spectrum/prepare_layer.h"
 
 namespace subspace {
 namespace {
 
-/// The smaller Gram matrix of one matrix [m, n].
-at::Tensor smaller_gram(const at::Tensor& x) {
-  return x.size(0) >= x.size(1) ? gram_of_columns(x) : gram_of_columns(x.t());
-}
+using Dims = std::vector<std::int64_t>;
 
 class LayerSpectra {
  public:
-  LayerSpectra(const AttentionLayer& layer, const SpectraOptions& options)
-      : layer_(layer), options_(options), heads_(layer.heads()), groups_(layer.groups()) {}
+  /// `fused` is what the fused maps are made of, `layer` what the plain ones are.
+  LayerSpectra(const AttentionLayer& layer, const AttentionLayer& fused, NonFinite bad,
+               const SpectraOptions& options)
+      : layer_(layer),
+        fused_(fused),
+        options_(options),
+        bad_(std::move(bad)),
+        heads_(layer.heads()),
+        groups_(layer.groups()) {}
 
   std::vector<MapSpectra> all() {
-    reading("Q", layer_.q);
-    if (layer_.q_rope.defined()) reading("Qpe", layer_.q_rope);
-    reading("K", layer_.k);
-    reading("V", layer_.v);
+    reading("Q", layer_.q, bad_.q);
+    if (layer_.q_rope.defined()) reading("Qpe", layer_.q_rope, bad_.q_rope);
+    reading("K", layer_.k, bad_.k);
+    reading("V", layer_.v, bad_.v);
     writing();
     shared("QA", layer_.qa);
     shared("KVA", layer_.kva);
@@ -32,17 +39,39 @@ class LayerSpectra {
     if (layer_.ob.defined()) shared("OB", layer_.ob.flatten(0, 1));
     values_to_output();
     queries_to_keys();
-    if (layer_.rotary.layout != Rotary::Layout::none) {
-      for (const std::int64_t delta : options_.offsets) at_offset(delta);
-    }
+    if (layer_.rotary.layout != Rotary::Layout::none && !options_.offsets.empty()) at_offsets();
     return std::move(out_);
   }
 
  private:
-  void add(MapSpectra spectra) {
-    if (spectra.heads.defined()) spectra.heads = spectra.heads.to(at::kCPU).contiguous();
+  /// A fused map L_i R_i of every head: L [H, m, k] or one a group, R [H, k, n] likewise.
+  struct Fused {
+    at::Tensor left, right;            // as stored, heads or groups first
+    at::Tensor left_gram, right_gram;  // L_i^T L_i and R_i R_i^T, [H, k, k]
+  };
+
+  void add(MapSpectra spectra, const std::vector<bool>& bad) {
+    if (spectra.heads.defined()) {
+      spectra.heads = spectra.heads.to(at::kCPU).contiguous();
+      for (std::size_t i = 0; i < bad.size(); ++i) {
+        if (!bad[i]) continue;
+        spectra.heads[static_cast<std::int64_t>(i)].fill_(std::numeric_limits<double>::quiet_NaN());
+      }
+    }
     if (spectra.stack.defined()) spectra.stack = spectra.stack.to(at::kCPU).contiguous();
     out_.push_back(std::move(spectra));
+  }
+
+  /// Flags of heads from those of heads or groups.
+  bool flag(const std::vector<bool>& flags, std::int64_t head) const {
+    const auto count = static_cast<std::int64_t>(flags.size());
+    return count > 0 && flags[static_cast<std::size_t>(head / (heads_ / count))];
+  }
+
+  std::vector<bool> either(const std::vector<bool>& a, const std::vector<bool>& b) const {
+    std::vector<bool> out;
+    for (std::int64_t i = 0; i < heads_; ++i) out.push_back(flag(a, i) || flag(b, i));
+    return out;
   }
 
   /// Singular values of each [m, n] of [H, m, n].
@@ -51,22 +80,17 @@ class LayerSpectra {
     return singular_values_of_gram(gram_of_heads(x.size(1) >= x.size(2) ? x : x.transpose(1, 2)));
   }
 
-  at::Tensor of_matrix(const at::Tensor& x) const {
-    if (options_.exact) return at::linalg_svdvals(x);
-    return singular_values_of_gram(smaller_gram(x));
+  /// Singular values of each L_i R_i from the Gram matrices of both, [H, k, k].
+  at::Tensor of_products(const Fused& f) const {
+    const auto n = std::min({f.left.size(1), f.left.size(2), f.right.size(2)});
+    if (options_.exact) return at::linalg_svdvals(products(f)).narrow(-1, 0, n);
+    const at::Tensor factor = psd_factor(f.left_gram);
+    const at::Tensor core = at::matmul(factor.transpose(1, 2), at::matmul(f.right_gram, factor));
+    return singular_values_of_gram(core).narrow(-1, 0, n);
   }
 
-  /// Singular values of each left_i right_i^T; left [H, m, k], right [H, n, k].
-  at::Tensor of_products(const Factored& f) const {
-    if (options_.exact) {
-      const auto n = std::min({f.left.size(1), f.left.size(2), f.right.size(2)});
-      return at::linalg_svdvals(at::matmul(f.left, f.right)).narrow(-1, 0, n);
-    }
-    const at::Tensor factor = psd_factor(gram_of_heads(f.left));
-    const at::Tensor core = at::matmul(factor.transpose(1, 2),
-                                       at::matmul(gram_of_heads(f.right.transpose(1, 2)), factor));
-    const auto n = std::min({f.left.size(1), f.left.size(2), f.right.size(2)});
-    return singular_values_of_gram(core).narrow(-1, 0, n);
+  at::Tensor products(const Fused& f) const {
+    return at::matmul(for_heads(f.left), for_heads(f.right));
   }
 
   /// Factor of each head before stacking, from its singular values [H, n] -> [H].
@@ -86,25 +110,38 @@ class LayerSpectra {
     return at::where(size > 0, size.reciprocal(), at::zeros_like(size));
   }
 
-  /// [H, m, n] with each head multiplied by its factor; no copy where nothing changes.
-  at::Tensor scaled(const at::Tensor& x, const at::Tensor& values) const {
-    if (options_.normalize == HeadScaling::none) return x;
-    return x * head_factors(values).view({-1, 1, 1});
+  /// Singular values of diag(factors of the rows) x; x [m, n], factors [m] or undefined.
+  at::Tensor of_stack(const at::Tensor& x, const at::Tensor& factors = {}) const {
+    if (options_.exact) {
+      return at::linalg_svdvals(factors.defined() ? x * factors.unsqueeze(1) : x);
+    }
+    if (x.size(0) >= x.size(1)) {
+      return singular_values_of_gram(factors.defined() ? gram_of_columns(x, factors.square())
+                                                       : gram_of_columns(x));
+    }
+    at::Tensor gram = gram_of_columns(x.t());
+    if (factors.defined()) gram.mul_(factors.unsqueeze(1)).mul_(factors.unsqueeze(0));
+    return singular_values_of_gram(gram);
+  }
+
+  /// Factors of the rows of a stack of heads `width` rows high; undefined if all are one.
+  at::Tensor row_factors(const at::Tensor& values, std::int64_t width) const {
+    if (options_.normalize == HeadScaling::none) return {};
+    return head_factors(values).repeat_interleave(width);
   }
 
   /// Q, Qpe, K, V: heads [H, a, w] side by side, [a, H w]: the space read from.
-  void reading(const char* map, const at::Tensor& x) {
+  void reading(const char* map, const at::Tensor& x, const std::vector<bool>& bad) {
     MapSpectra s;
     s.map = map;
     s.heads = of_heads(x);
-    const at::Tensor all = scaled(x, s.heads);
-    const at::Tensor stack = all.permute({1, 0, 2}).reshape({x.size(1), -1});
-    s.stack = of_matrix(stack);
+    const at::Tensor transposed = x.transpose(1, 2).reshape({-1, x.size(1)});
+    s.stack = of_stack(transposed, row_factors(s.heads, x.size(2)));
     s.shape = {x.size(1), x.size(2)};
-    s.stack_shape = stack.sizes().vec();
+    s.stack_shape = {x.size(1), x.size(0) * x.size(2)};
     s.chain = s.shape;
     s.stack_chain = s.stack_shape;
-    add(std::move(s));
+    add(std::move(s), bad);
   }
 
   /// O: heads [H, d_v, e] on top of one another, [H d_v, e]: the space written to.
@@ -112,134 +149,210 @@ class LayerSpectra {
     MapSpectra s;
     s.map = "O";
     s.heads = of_heads(layer_.o);
-    const at::Tensor stack = scaled(layer_.o, s.heads).flatten(0, 1);
-    s.stack = of_matrix(stack);
+    const at::Tensor stack = layer_.o.flatten(0, 1);
+    s.stack = of_stack(stack, row_factors(s.heads, layer_.o.size(1)));
     s.shape = {layer_.o.size(1), layer_.o.size(2)};
     s.stack_shape = stack.sizes().vec();
     s.chain = s.shape;
     s.stack_chain = s.stack_shape;
-    add(std::move(s));
+    add(std::move(s), bad_.o);
   }
 
   void shared(const char* map, const at::Tensor& x) {
     if (!x.defined()) return;
     MapSpectra s;
     s.map = map;
-    s.stack = of_matrix(x);
+    s.stack = of_stack(x);
     s.stack_shape = x.sizes().vec();
     s.stack_chain = s.stack_shape;
-    add(std::move(s));
+    add(std::move(s), {});
   }
 
-  /// [G, k, k] -> [H, k, k]
+  /// [G, ..] -> [H, ..]
   at::Tensor for_heads(const at::Tensor& x) const {
-    return groups_ == heads_ ? x : x.repeat_interleave(heads_ / groups_, 0);
+    return x.size(0) == heads_ ? x : x.repeat_interleave(heads_ / x.size(0), 0);
   }
+
+  /// Sum over the heads of each group where `like` is one a group: [H, k, k] -> [G, k, k].
+  at::Tensor summed_for(const at::Tensor& like, const at::Tensor& x) const {
+    if (like.size(0) == heads_) return x;
+    return x.reshape({like.size(0), heads_ / like.size(0), x.size(1), x.size(2)}).sum(1);
+  }
+
+  /// One fused map: its heads and `rows` stack (heads on top of one another), and its `columns`
+  /// stack (side by side). `rows_twice` repeats the published double division.
+  void fused_map(const char* rows, const char* columns, const Fused& f, Dims before, Dims after,
+                 const std::vector<bool>& bad, bool rows_twice) {
+    // Chance: the chain of factors; in a stack each factor that differs from head to head, and all
+    // that is beyond it on the stacked side, is as much higher or wider as there are heads.
+    const std::int64_t width = f.left.size(2);
+    MapSpectra s, t;
+    s.map = rows;
+    s.heads = of_products(f);
+    s.shape = {before.front(), after.back()};
+    s.stack_shape = {heads_ * before.front(), after.back()};
+    t.map = columns;
+    t.stack_shape = {before.front(), heads_ * after.back()};
+    for (const std::int64_t size : before) {
+      s.chain.push_back(size);
+      s.stack_chain.push_back(heads_ * size);
+      t.stack_chain.push_back(size);
+    }
+    s.chain.push_back(width);
+    s.stack_chain.push_back(heads_ * width);
+    t.stack_chain.push_back(heads_ * width);
+    for (const std::int64_t size : after) {
+      s.chain.push_back(size);
+      s.stack_chain.push_back(size);
+      t.stack_chain.push_back(heads_ * size);
+    }
+    const at::Tensor factors = head_factors(s.heads);
+    const at::Tensor row_factors = rows_twice ? factors.square() : factors;
+    if (options_.exact) {
+      const at::Tensor all = products(f);
+      s.stack = at::linalg_svdvals((all * row_factors.view({-1, 1, 1})).flatten(0, 1));
+      t.stack = at::linalg_svdvals(
+          (all * factors.view({-1, 1, 1})).permute({1, 0, 2}).reshape({all.size(1), -1}));
+    } else {
+      const at::Tensor left = f.left_gram * row_factors.square().view({-1, 1, 1});
+      const at::Tensor right = f.right_gram * factors.square().view({-1, 1, 1});
+      s.stack = singular_values_of_gram(weighted_gram(f.right, summed_for(f.right, left)));
+      t.stack =
+          singular_values_of_gram(weighted_gram(f.left.transpose(1, 2), summed_for(f.left, right)));
+    }
+    // Zeros that only the shape promises are not values: rank <= heads * width.
+    s.stack = s.stack.narrow(0, 0, std::min(s.stack.size(0), heads_ * width));
+    t.stack = t.stack.narrow(0, 0, std::min(t.stack.size(0), heads_ * width));
+    add(std::move(s), bad);
+    add(std::move(t), {});
+  }
+
+  bool through_latents() const { return options_.space == Space::model; }
 
   void values_to_output() {
-    const Factored f = vo(layer_);
-    const std::int64_t read = layer_.v.size(1), width = layer_.v.size(2),
-                       written = layer_.o.size(2);
-    MapSpectra s;
-    s.map = "VO";
-    s.heads = of_products(f);
-    s.shape = {read, written};
-    s.chain = {read, width, written};
-    s.stack_shape = {heads_ * read, written};
-    s.stack_chain = {heads_ * read, heads_ * width, written};
-    const at::Tensor factors = head_factors(s.heads);
-    MapSpectra t;
-    t.map = "OV";
-    t.stack_shape = {read, heads_ * written};
-    t.stack_chain = {read, heads_ * width, heads_ * written};
-    if (options_.exact) {
-      const at::Tensor product = at::matmul(f.left, f.right) * factors.view({-1, 1, 1});
-      s.stack = at::linalg_svdvals(product.flatten(0, 1));
-      t.stack = at::linalg_svdvals(product.permute({1, 0, 2}).reshape({read, -1}));
-    } else {
-      const at::Tensor square = factors.square().view({-1, 1, 1});
-      s.stack = stacked_rows(for_heads(gram_of_heads(layer_.v)) * square, layer_.o, s.stack_shape);
-      t.stack =
-          stacked_columns(f.left, gram_of_heads(layer_.o.transpose(1, 2)) * square, t.stack_shape);
-    }
-    add(std::move(s));
-    add(std::move(t));
+    Dims before = {layer_.v.size(1)}, after = {layer_.o.size(2)};
+    if (through_latents() && layer_.kva.defined())
+      before.insert(before.begin(), layer_.kva.size(0));
+    if (through_latents() && layer_.ob.defined()) after.push_back(layer_.ob.size(2));
+    const Fused f = {fused_.v, fused_.o, for_heads(gram_of_heads(fused_.v)),
+                     gram_of_heads(fused_.o.transpose(1, 2))};
+    fused_map("VO", "OV", f, before, after, either(bad_.v, bad_.o), false);
   }
 
   void queries_to_keys() {
-    const Factored f = qk(layer_);
-    const std::int64_t query = layer_.q.size(1), width = layer_.q.size(2), key = layer_.k.size(1);
+    Dims before = {layer_.q.size(1)}, after = {layer_.k.size(1)};
+    if (through_latents() && layer_.qa.defined()) before.insert(before.begin(), layer_.qa.size(0));
+    if (through_latents() && layer_.kva.defined()) after.push_back(layer_.kva.size(0));
+    const Fused f = {fused_.q, fused_.k.transpose(1, 2), gram_of_heads(fused_.q),
+                     for_heads(gram_of_heads(fused_.k))};
+    fused_map("QK", "KQ", f, before, after, either(bad_.q, bad_.k), options_.published_faults);
+  }
+
+  /// The rotation acts between two small factors, which are the same at every offset.
+  void at_offsets() {
+    const bool latent = layer_.is_mla();
+    const at::Tensor& queries = latent ? fused_.q_rope : fused_.q;
+    const at::Tensor keys = latent ? fused_.kpe.unsqueeze(0) : fused_.k;
     MapSpectra s;
-    s.map = "QK";
-    s.heads = of_products(f);
-    s.shape = {query, key};
-    s.chain = {query, width, key};
-    s.stack_shape = {heads_ * query, key};
-    s.stack_chain = {heads_ * query, heads_ * width, key};
-    const at::Tensor factors = head_factors(s.heads);
-    MapSpectra t;
-    t.map = "KQ";
-    t.stack_shape = {query, heads_ * key};
-    t.stack_chain = {query, heads_ * width, heads_ * key};
-    if (options_.exact) {
-      const at::Tensor product = at::matmul(f.left, f.right) * factors.view({-1, 1, 1});
-      s.stack = at::linalg_svdvals(product.flatten(0, 1));
-      t.stack = at::linalg_svdvals(product.permute({1, 0, 2}).reshape({query, -1}));
-    } else {
-      const at::Tensor square = factors.square().view({-1, 1, 1});
-      s.stack = stacked_rows(gram_of_heads(layer_.q) * square, f.right, s.stack_shape);
-      t.stack = stacked_columns(f.left, for_heads(gram_of_heads(layer_.k)) * square, t.stack_shape);
+    const std::int64_t width = queries.size(2);
+    const std::int64_t rows = latent ? layer_.q_rope.size(1) : layer_.q.size(1);
+    s.chain = {rows, width, keys.size(1)};
+    if (through_latents() && layer_.qa.defined()) {
+      s.chain.insert(s.chain.begin(), layer_.qa.size(0));
     }
-    add(std::move(s));
-    add(std::move(t));
-  }
-
-  /// Heads L_i R_i on top of one another, from L_i^T L_i [H, k, k] and R_i [H, k, n].
-  at::Tensor stacked_rows(const at::Tensor& left_gram, const at::Tensor& right,
-                          const std::vector<std::int64_t>& shape) const {
-    const at::Tensor values = singular_values_of_gram(weighted_gram(right, left_gram));
-    return values.narrow(0, 0, std::min(shape[0], shape[1]));
-  }
-
-  /// Heads L_i R_i side by side, from L_i [H, m, k] and R_i R_i^T [H, k, k].
-  at::Tensor stacked_columns(const at::Tensor& left, const at::Tensor& right_gram,
-                             const std::vector<std::int64_t>& shape) const {
-    const at::Tensor values =
-        singular_values_of_gram(weighted_gram(left.transpose(1, 2), right_gram));
-    return values.narrow(0, 0, std::min(shape[0], shape[1]));
-  }
-
-  void at_offset(std::int64_t delta) {
-    const Factored f = qk_at(layer_, delta);
-    MapSpectra s;
-    s.map = fmt::format("QK@{}", delta);
-    s.heads = of_products(f);
-    s.shape = {f.left.size(1), f.right.size(2)};
-    s.chain = {f.left.size(1), f.left.size(2), f.right.size(2)};
-    add(std::move(s));
+    s.shape = {s.chain.front(), s.chain.back()};
+    const auto n = std::min({rows, width, keys.size(1)});
+    const auto bad = latent ? either(bad_.q_rope, {}) : either(bad_.q, bad_.k);
+    at::Tensor left, right;
+    if (!options_.exact) {
+      left = psd_factor(gram_of_heads(queries)).transpose(1, 2);
+      right = for_heads(psd_factor(gram_of_heads(keys)));
+    }
+    for (const std::int64_t delta : options_.offsets) {
+      s.map = fmt::format("QK@{}", delta);
+      if (options_.exact) {
+        const Factored f = qk_at(fused_, delta);
+        s.heads = at::linalg_svdvals(at::matmul(f.left, f.right)).narrow(-1, 0, n);
+      } else {
+        const at::Tensor turned = rotate(left, layer_.rotary, static_cast<double>(delta));
+        s.heads = singular_values_of_gram(gram_of_heads(at::matmul(turned, right)));
+        s.heads = s.heads.narrow(-1, 0, n);
+      }
+      add(s, bad);
+    }
   }
 
   const AttentionLayer& layer_;
+  const AttentionLayer& fused_;
   const SpectraOptions& options_;
+  NonFinite bad_;
   std::int64_t heads_, groups_;
   std::vector<MapSpectra> out_;
 };
 
+void check_result(const MapSpectra& s, std::int64_t layer, bool marked) {
+  const bool heads = !s.heads.defined() || marked || at::isfinite(s.heads).all().item<bool>();
+  const bool stack = !s.stack.defined() || at::isfinite(s.stack).all().item<bool>();
+  if (heads && stack) return;
+  fail(ErrorCode::NotFinite,
+       "layer {}: the singular values of {} are not finite, though its weights are: they are too "
+       "large to be squared in float64",
+       layer, s.map);
+}
+
 }  // namespace
 
-std::vector<MapSpectra> layer_spectra(const AttentionLayer& layer, const SpectraOptions& options) {
-  std::vector<MapSpectra> spectra = options.fold_norms
-                                        ? LayerSpectra(fold_norms(layer), options).all()
-                                        : LayerSpectra(layer, options).all();
-  for (const MapSpectra& s : spectra) {
-    for (const at::Tensor& values : {s.heads, s.stack}) {
-      if (values.defined() && !at::isfinite(values).all().item<bool>()) {
-        fail(ErrorCode::NotFinite, "layer {}: the singular values of {} are not finite",
-             layer.index, s.map);
-      }
-    }
+SpectraOptions published_2025() {
+  SpectraOptions options;
+  options.normalize = HeadScaling::spectral;
+  options.fold_norms = true;
+  options.published_faults = true;
+  return options;
+}
+
+LayerResult layer_spectra(const AttentionLayer& given, const SpectraOptions& options) {
+  AttentionLayer checked = given;
+  NonFinite bad = take_out_nonfinite(checked, options.mark_nonfinite);
+  const bool marked = bad.any();
+  LayerResult result;
+  result.notes = describe(bad);
+  const AttentionLayer layer = apply_conventions(checked, options);
+  const AttentionLayer fused = options.space == Space::model ? in_model_space(layer) : layer;
+  result.maps = LayerSpectra(layer, fused, std::move(bad), options).all();
+  for (const MapSpectra& s : result.maps) check_result(s, given.index, marked);
+  return result;
+}
+
+AttentionLayer to_device(const AttentionLayer& layer, const at::Device& device) {
+  AttentionLayer out = layer;
+  for (at::Tensor* tensor : {&out.q,
+                             &out.q_rope,
+                             &out.k,
+                             &out.v,
+                             &out.o,
+                             &out.qa,
+                             &out.kva,
+                             &out.kpe,
+                             &out.ob,
+                             &out.q_bias,
+                             &out.k_bias,
+                             &out.v_bias,
+                             &out.o_bias,
+                             &out.qa_bias,
+                             &out.kva_bias,
+                             &out.kpe_bias,
+                             &out.input.weight,
+                             &out.input.bias,
+                             &out.q_latent.weight,
+                             &out.q_latent.bias,
+                             &out.kv_latent.weight,
+                             &out.kv_latent.bias,
+                             &out.q_head.weight,
+                             &out.k_head.weight,
+                             &out.sinks}) {
+    if (tensor->defined()) *tensor = tensor->to(device);
   }
-  return spectra;
+  return out;
 }
 
 }  // namespace subspace

@@ -12,22 +12,38 @@ namespace subspace {
 
 enum class HeadScaling { none, spectral, frobenius };
 
+/// Between which spaces the fused maps of a latent attention go. Without latents both are the same.
+enum class Space {
+  latent,  ///< Q_i K_i^T and V_i O_i as stored
+  model,   ///< QA Q_i K_i^T KVA^T and KVA V_i O_i OB
+};
+
 /// What is computed of a layer, and under which conventions.
 struct SpectraOptions {
   /// Each head divided, before stacking, by: nothing | its sigma_1 | its Frobenius norm.
   HeadScaling normalize = HeadScaling::none;
   /// Norm weights folded into what reads the norm's output.
   bool fold_norms = false;
+  Space space = Space::latent;
   /// Offsets of the rotary map QK@delta.
   std::vector<std::int64_t> offsets = {0, 1, 2, 4, 8, 16, 32, 64, 128, 256};
   /// Householder SVD of the real matrices (slow; for checking) instead of Gram matrices.
   bool exact = false;
+  /// Heads with NaN or Inf get a row of NaN and are left out of stacks, instead of NotFinite.
+  bool mark_nonfinite = false;
+  /// The procedure published in July 2025, faults included, so that its tables can be compared:
+  /// K and V are the upper and lower part of kv_b_proj, not each head's own rows; the stack QK is
+  /// divided by sigma_1 twice; KVA and Kpe stay without the input norm that QA gets. Meant to go
+  /// with normalize = spectral and fold_norms (published_2025() sets all three).
+  bool published_faults = false;
 };
+
+SpectraOptions published_2025();
 
 /// The singular values of one map of a layer, each row descending, float64 on the CPU.
 struct MapSpectra {
   std::string map;                  ///< "Q", "VO", "QK@16", ...
-  at::Tensor heads;                 ///< [heads or groups, n], or undefined
+  at::Tensor heads;                 ///< [heads or groups, n], or undefined; NaN: a marked head
   at::Tensor stack;                 ///< [n], or undefined
   std::vector<std::int64_t> shape;  ///< [rows, cols] of one head's matrix
   std::vector<std::int64_t> stack_shape;
@@ -37,15 +53,27 @@ struct MapSpectra {
   std::vector<std::int64_t> stack_chain;
 };
 
+struct LayerResult {
+  std::vector<MapSpectra> maps;
+  std::vector<std::string> notes;  ///< anything unusual, in words (marked heads)
+};
+
 /// Every spectrum of a layer (docs/maps.md lists them). No fused map is ever formed:
 ///
 ///   heads   sigma(X_i) from the Gram matrix of its thin side;
 ///           sigma(V_i O_i) = sqrt eig(L^T (O_i O_i^T) L),  L L^T = V_i^T V_i
-///   stacks  sum_i X_i^T X_i;  VO: sum_i O_i^T (V_i^T V_i) O_i;  OV: sum_i V_i (O_i O_i^T) V_i^T;
-///           QK: sum_i K_i (Q_i^T Q_i) K_i^T;  KQ: sum_i Q_i (K_i^T K_i) Q_i^T
+///           sigma(Q_i R(delta) K_i^T) = sigma(L_Q^T R(delta) L_K)
+///   stacks  sum_i X_i^T X_i;  VO: sum_i O_i^T (V_g^T V_g) O_i;  OV: sum_i V_g (O_i O_i^T) V_g^T;
+///           QK: sum_i K_g (Q_i^T Q_i) K_g^T;  KQ: sum_i Q_i (K_g^T K_g) Q_i^T
+///   model   QA = U R  ->  R Q_i in place of Q_i (likewise KVA), R^T R = QA^T QA
 ///
+/// n is the largest rank the map can have: min(rows, cols), for fused maps also the head's width.
 /// Cost: about d^2 H d_v operations for each of O and VO, which dominate, and their eigenvalues.
-/// Throws NotFinite if the weights hold NaN or Inf.
-std::vector<MapSpectra> layer_spectra(const AttentionLayer& layer, const SpectraOptions& options);
+/// Throws NotFinite if the weights hold NaN or Inf; with mark_nonfinite only if a matrix that all
+/// heads share (latents, norms) does.
+LayerResult layer_spectra(const AttentionLayer& layer, const SpectraOptions& options);
+
+/// The layer with its matrices and norms on a device ("cpu", "cuda:0").
+AttentionLayer to_device(const AttentionLayer& layer, const at::Device& device);
 
 }  // namespace subspace

@@ -1,0 +1,16 @@
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+#include "cli/globals.h"
+
+namespace subspace {
+
+// One file a subcommand: each adds itself to the program and does its work in its callback.
+
+void add_inspect(CLI::App& app, const GlobalOptions& globals);
+void add_spectra(CLI::App& app, const GlobalOptions& globals);
+void add_report(CLI::App& app, const GlobalOptions& globals);
+void add_export(CLI::App& app, const GlobalOptions& globals);
+
+}  // namespace subspace

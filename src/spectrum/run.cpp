@@ -1,0 +1,264 @@
+#include "spectrum/run.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <sys/resource.h>
+
+#include <chrono>
+#include <future>
+
+#include "attention/family.h"
+#include "attention/fused.h"
+#include "base/atomic_file.h"
+#include "base/error.h"
+#include "base/interrupt.h"
+#include "base/progress.h"
+#include "base/version.h"
+#include "spectrum/metrics.h"
+#include "spectrum/result.h"
+
+namespace subspace {
+namespace fs = std::filesystem;
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+std::uint64_t peak_memory() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return static_cast<std::uint64_t>(usage.ru_maxrss) * 1024;
+}
+
+const char* scaling_name(HeadScaling scaling) {
+  switch (scaling) {
+    case HeadScaling::none:
+      return "none";
+    case HeadScaling::spectral:
+      return "spectral";
+    case HeadScaling::frobenius:
+      return "frobenius";
+  }
+  return "none";
+}
+
+Json conventions_json(const SpectraOptions& options) {
+  Json json = Json::object();
+  json["name"] = "default";
+  json["normalize"] = scaling_name(options.normalize);
+  json["fold_norms"] = options.fold_norms;
+  json["space"] = "latent";
+  json["offsets"] = options.offsets;
+  json["exact"] = options.exact;
+  json["accuracy_floor"] = options.exact ? 0.0 : kAccuracyFloor;
+  return json;
+}
+
+const char* layout_name(Rotary::Layout layout) {
+  switch (layout) {
+    case Rotary::Layout::none:
+      return "none";
+    case Rotary::Layout::half:
+      return "half";
+    case Rotary::Layout::interleaved:
+      return "interleaved";
+  }
+  return "none";
+}
+
+class Run {
+ public:
+  explicit Run(const RunOptions& options)
+      : options_(options), checkpoint_(options.model), family_(open_family(checkpoint_)) {
+    choose_layers();
+    create_folder(options_.out);
+    lock_.emplace(options_.out);
+    prepare_folder();
+  }
+
+  Json go() {
+    const auto start = Clock::now();
+    std::vector<std::int64_t> left;
+    for (const std::int64_t layer : layers_) {
+      if (!done(layer)) left.push_back(layer);
+    }
+    const auto already = static_cast<std::int64_t>(layers_.size() - left.size());
+    if (already > 0)
+      message(fmt::format("{} of {} layers were done already", already, layers_.size()));
+    {
+      Progress progress("layer", static_cast<std::int64_t>(layers_.size()), already);
+      std::future<AttentionLayer> next;
+      if (!left.empty()) next = start_loading(left[0]);
+      for (std::size_t i = 0; i < left.size(); ++i) {
+        check_interrupted("finished layers are kept; --resume goes on from there");
+        const auto begun = Clock::now();
+        AttentionLayer layer = next.get();
+        if (i + 1 < left.size()) next = start_loading(left[i + 1]);
+        compute(layer, begun);
+        progress.step(fmt::format("layer {}: {}", left[i], format_seconds(seconds_since(begun))));
+      }
+    }
+    check_interrupted("finished layers are kept; --resume goes on from there");
+    return finish(seconds_since(start));
+  }
+
+ private:
+  void choose_layers() {
+    const ModelShape& shape = family_->shape();
+    layers_ = options_.layers;
+    if (layers_.empty()) {
+      for (std::int64_t layer = 0; layer < shape.layers; ++layer) layers_.push_back(layer);
+    }
+    // Everything that headers can tell is checked before the first layer is computed: a missing
+    // tensor of the last layer should not show after an hour.
+    for (const std::int64_t layer : layers_) {
+      for (const auto& needed : family_->needed(layer)) {
+        const TensorInfo& info = checkpoint_.info(needed.name);
+        if (info.shape != needed.shape) {
+          fail(ErrorCode::InvalidShape,
+               "{}: tensor '{}' has shape {}; expected {} from config.json",
+               checkpoint_.shard_of(needed.name), needed.name, shape_text(info.shape),
+               shape_text(needed.shape));
+        }
+      }
+    }
+  }
+
+  fs::path part(std::int64_t layer, const char* extension) const {
+    return options_.out / "layers" / fmt::format("{}.{}", layer, extension);
+  }
+
+  /// The JSON is written after the values, so it says that both are whole.
+  bool done(std::int64_t layer) const { return fs::exists(part(layer, "json")); }
+
+  Json identity() const {
+    Json shards = Json::object();
+    for (const std::string& shard : checkpoint_.shards()) {
+      std::error_code status;
+      const auto size = fs::file_size(options_.model / shard, status);
+      shards[shard] = status ? std::uint64_t{0} : std::uint64_t{size};
+    }
+    Json json = Json::object();
+    json["version"] = version();
+    json["conventions"] = conventions_json(options_.spectra);
+    json["device"] = options_.device.is_cpu() ? "cpu" : "cuda";
+    json["config"] = checkpoint_.config();
+    json["shards"] = std::move(shards);
+    return json;
+  }
+
+  void prepare_folder() {
+    const fs::path path = options_.out / "run.json";
+    const bool exists = fs::exists(path) || fs::exists(options_.out / "summary.json");
+    if (exists && options_.force) {
+      for (const char* name : {"run.json", "summary.json", "spectra.safetensors", "ranks.csv"}) {
+        fs::remove(options_.out / name);
+      }
+      fs::remove_all(options_.out / "layers");
+    } else if (exists && !options_.resume) {
+      fail(ErrorCode::InvalidValue,
+           "{}: holds results already; --resume keeps what is done and goes on, --force starts "
+           "again, or choose another --out",
+           options_.out.string());
+    } else if (exists) {
+      const Json before = fs::exists(path) ? read_json_file(path) : Json::object();
+      const Json now = identity();
+      for (const auto& [key, value] : now.items()) {
+        if (!before.contains(key) || before.at(key) != value) {
+          fail(ErrorCode::InvalidValue,
+               "{}: cannot be resumed: '{}' differs from the earlier run's; --force starts again",
+               options_.out.string(), key);
+        }
+      }
+    }
+    create_folder(options_.out / "layers");
+    if (!fs::exists(path)) write_file_atomically(path, identity().dump(1) + "\n");
+  }
+
+  std::future<AttentionLayer> start_loading(std::int64_t layer) {
+    return std::async(std::launch::async,
+                      [this, layer] { return family_->load(layer, options_.threads, false); });
+  }
+
+  void compute(AttentionLayer& layer, Clock::time_point begun) {
+    const std::int64_t index = layer.index;
+    if (!options_.device.is_cpu()) layer = to_device(layer, options_.device);
+    const LayerResult result = layer_spectra(layer, options_.spectra);
+    layer = AttentionLayer{};
+    Json entry = layer_json(index, result.maps, random_);
+    entry["notes"] = result.notes;
+    write_layer_values(part(index, "safetensors"), index, result.maps);
+    entry["seconds"] = seconds_since(begun);
+    write_file_atomically(part(index, "json"), entry.dump() + "\n");
+    if (options_.on_layer) options_.on_layer(entry);
+  }
+
+  Json model_json() {
+    const ModelShape& shape = family_->shape();
+    const std::vector<std::int64_t> first = {layers_.empty() ? 0 : layers_.front()};
+    Json model = Json::object();
+    model["name"] = options_.model_name;
+    model["family"] = shape.family;
+    model["model_type"] = shape.model_type;
+    model["attention"] = shape.attention;
+    model["layers"] = shape.layers;
+    model["hidden_size"] = shape.hidden_size;
+    model["heads"] = shape.heads;
+    model["kv_groups"] = shape.kv_groups;
+    model["dims"] = shape.dims;
+    const Rotary rotary = family_->rotary(first[0]);
+    model["rope"] = {{"layout", layout_name(rotary.layout)}, {"dims", rotary.dims}};
+    return model;
+  }
+
+  Json finish(double seconds) {
+    Json entries = Json::array(), layer_seconds = Json::array();
+    std::vector<fs::path> parts;
+    for (const std::int64_t layer : layers_) {
+      Json entry = read_json_file(part(layer, "json"), {std::size_t{512} << 20, 64});
+      layer_seconds.push_back(entry.at("seconds"));
+      entry.erase("seconds");
+      entries.push_back(std::move(entry));
+      parts.push_back(part(layer, "safetensors"));
+    }
+    join_values(parts, options_.out / "spectra.safetensors");
+    write_file_atomically(options_.out / "ranks.csv", ranks_csv(entries));
+
+    Json summary = Json::object();
+    summary["format"] = "subspace-spectra";
+    summary["version"] = 1;
+    summary["program"] = {
+        {"version", version()}, {"commit", git_commit()}, {"compiler", compiler()}};
+    summary["model"] = model_json();
+    summary["conventions"] = conventions_json(options_.spectra);
+    summary["device"] = options_.device.is_cpu() ? fmt::format("cpu ({} threads)", options_.threads)
+                                                 : options_.device.str();
+    summary["times"] = {{"total_seconds", seconds}, {"layer_seconds", layer_seconds}};
+    summary["bytes_read"] = checkpoint_.bytes_read();
+    summary["bytes_in_checkpoint"] = checkpoint_.total_bytes();
+    summary["peak_memory_bytes"] = peak_memory();
+    summary["taus"] = kTaus;
+    std::vector<std::int64_t> ranks;
+    for (std::int64_t r = 1; r <= 16384; r *= 2) ranks.push_back(r);
+    summary["ranks_stated"] = ranks;
+    summary["layers"] = std::move(entries);
+    write_file_atomically(options_.out / "summary.json", summary.dump() + "\n");
+    return summary;
+  }
+
+  const RunOptions& options_;
+  Checkpoint checkpoint_;
+  std::unique_ptr<Family> family_;
+  std::vector<std::int64_t> layers_;
+  std::optional<FolderLock> lock_;
+  RandomSpectra random_;
+};
+
+}  // namespace
+
+Json run_spectra(const RunOptions& options) { return Run(options).go(); }
+
+}  // namespace subspace
