@@ -76,21 +76,20 @@ function inShares(panels) {
     rows.map((row) => share(row, RUNS[i]))) }));
 }
 
-function composeDepth(f, { part, metric, scale, panels: counted }, { theme, width }) {
+function composeDepth(f, { part, metric, scale, panels: counted }, { theme, width, print }) {
   const shares = scale === "share";
   const panels = shares ? inShares(counted) : counted;
   const columns = Math.min(panels.length, width >= 860 ? 4 : width >= 600 ? 3 : width >= 340 ? 2 : 1);
   const rows = Math.ceil(panels.length / columns);
   const gapX = columns > 1 ? 62 / width : 0;
-  const panelHeight = 168;
-  const gapY = 58;
+  const panelHeight = print ? 112 : 168;
+  const gapY = print ? 46 : 58;
   const inner = rows * panelHeight + (rows - 1) * gapY;
   const margin = { l: 50, r: 12, t: RUNS.length > 1 ? 62 : 34, b: 44 };
   const layout = baseLayout(theme, { height: inner + margin.t + margin.b, margin, annotations: [], shapes: [],
     showlegend: RUNS.length > 1 });
   if (RUNS.length > 1) Object.assign(layout.legend, { y: 1 + 28 / inner });
   const data = [];
-  const dense = RUNS.every((run) => run.layers.length > 24);
   const relative = shares && depthsDiffer();
   const chosen = relative ? relativeDepth(store.runData, store.get("layer")) : store.layerNumber();
   const [first, final] = relative ? [0, 1] : [Math.min, Math.max].map((pick) =>
@@ -119,7 +118,7 @@ function composeDepth(f, { part, metric, scale, panels: counted }, { theme, widt
         line: { color: theme.axis, width: 1 } });
     }
     series.forEach((points, i) => data.push(...depthTraces(points, i, id, map,
-      { theme, part, metric, dense, legend: k === 0, format: shares ? ".1%" : ".5~g" })));
+      { theme, part, metric, legend: k === 0, format: shares ? ".1%" : ".5~g" })));
   });
   const single = RUNS.length === 1 ? counted.map(({ map, series }) => {
     const here = series[0].find((point) => point.index === store.get("layer"));
@@ -130,7 +129,7 @@ function composeDepth(f, { part, metric, scale, panels: counted }, { theme, widt
     readout: single && [el("strong", {}, `Layer ${store.layerNumber()}: `), `${metricLabel(metric)}: ${single}.`] };
 }
 
-function depthTraces(points, i, id, map, { theme, part, metric, dense, legend, format }) {
+function depthTraces(points, i, id, map, { theme, part, metric, legend, format }) {
   const colour = theme.runs[i % theme.runs.length];
   const common = { xaxis: `x${id}`, yaxis: `y${id}`, x: points.map((p) => p.x), showlegend: false };
   const shade = (low, high, alpha) => [
@@ -143,7 +142,7 @@ function depthTraces(points, i, id, map, { theme, part, metric, dense, legend, f
     line: { color: RUNS.length > 1 ? withAlpha(colour, 0.75) : theme.random, width: 1.4, dash: "dash" },
     hovertemplate: `random ${plotText(map)}: %{y:${format}}<extra></extra>` }] : [];
   const line = { ...common, y: points.map((p) => p.value), name: plotText(runLabel(RUNS[i])), legendgroup: String(i),
-    showlegend: legend, mode: dense ? "lines" : "lines+markers", line: { color: colour, width: 2.2 }, marker: { size: 5 },
+    showlegend: legend, mode: points.length > 24 ? "lines" : "lines+markers", line: { color: colour, width: 2.2 }, marker: { size: 5 },
     customdata: points.map((p) => [i, p.index, RUNS[i].layers[p.index].layer]),
     hovertemplate: `${plotText(runLabel(RUNS[i]))}<br>${plotText(map)}, layer %{customdata[2]}<br>${metricLabel(metric)}: %{y:${format}}<extra></extra>` };
   return [...bands, ...random, line];

@@ -4,7 +4,7 @@
 //   figure({ id, title, question, see, care, keys, defaults, controls(f), load(f), compose(f, m, look),
 //            csv(f, m), wire?(f) })
 //
-// load is asynchronous and returns what is to be shown, m; compose(f, m, {theme, width}) is pure
+// load is asynchronous and returns what is to be shown, m; compose(f, m, {theme, width, print}) is pure
 // and returns {data, layout, label, readout?} for Plotly, or {svg, height, label, readout?}.
 const FIGURES = [];
 const EXPORT_WIDTH = 1100;
@@ -162,7 +162,7 @@ let printing = false;
 addEventListener("beforeprint", () => {
   printing = true;
   document.documentElement.dataset.theme = "light";
-  FIGURES.forEach((f) => f.paint({ theme: PAPER, width: PRINT_WIDTH }));
+  FIGURES.forEach((f) => f.paint({ theme: PAPER, width: PRINT_WIDTH, print: true }));
 });
 addEventListener("afterprint", () => {
   printing = false;
