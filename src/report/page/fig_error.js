@@ -27,7 +27,7 @@ function drawError() {
   const longest = (name) => Math.max(...store.runData.layers.map((layer) => layer.maps[name]?.stack?.values ?? 1));
   const setRank = (f, rank) => {
     const most = longest(f.options.map);
-    const chosen = Math.min(most, Math.max(1, Math.round(rank) || 1));
+    const chosen = Math.min(most, Math.max(1, Math.round(rank) || f.options.rank));
     for (const input of [f.slider, f.box]) {
       input.max = most;
       input.value = chosen;
