@@ -74,6 +74,11 @@ void FamilyBase::read_usual_shape() {
                                                       : "GQA";
 }
 
+std::string FamilyBase::decoder_prefix() const {
+  const bool bare = checkpoint().has(prefix() + "layers.0.input_layernorm.weight");
+  return prefix() + (bare ? "" : "model.");
+}
+
 void FamilyBase::check_layer(std::int64_t layer) const {
   const std::int64_t all = shape_.layers + shape_.extra_layers;
   if (layer < 0 || layer >= all) {

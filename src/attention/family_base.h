@@ -38,6 +38,10 @@ class FamilyBase : public Family {
   const std::string& prefix() const { return context_.prefix; }
   ModelShape& shape_to_fill() { return shape_; }
 
+  /// Name in front of "layers.L." in a decoder: "model.", or nothing where a bare base model was
+  /// saved.
+  std::string decoder_prefix() const;
+
   /// hidden_size, layers, heads and kv groups under their usual names, checked against each other.
   void read_usual_shape();
 

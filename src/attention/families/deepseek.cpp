@@ -41,7 +41,7 @@ class DeepSeek final : public FamilyBase {
 
  private:
   std::string name(std::int64_t layer) const {
-    return fmt::format("{}model.layers.{}.self_attn.", prefix(), layer);
+    return fmt::format("{}layers.{}.self_attn.", decoder_prefix(), layer);
   }
 
   AttentionLayer build(std::int64_t layer, TensorSource& source) const override {
@@ -91,7 +91,7 @@ class DeepSeek final : public FamilyBase {
     out.o_bias = source.get_if(attention + "o_proj.bias", {width});
     out.input = {
         Norm::Kind::rms,
-        source.get(fmt::format("{}model.layers.{}.input_layernorm.weight", prefix(), layer),
+        source.get(fmt::format("{}layers.{}.input_layernorm.weight", decoder_prefix(), layer),
                    {width}),
         {},
         eps};

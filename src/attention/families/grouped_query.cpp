@@ -25,7 +25,7 @@ GroupedQuery::GroupedQuery(Context context, const char* family)
 AttentionLayer GroupedQuery::projections(std::int64_t layer, TensorSource& source,
                                          bool unit_offset) const {
   const ModelShape& model = shape();
-  const std::string base = fmt::format("{}model.layers.{}.", prefix(), layer);
+  const std::string base = fmt::format("{}layers.{}.", decoder_prefix(), layer);
   const std::string attention = base + "self_attn.";
   const double eps = config().number_or("rms_norm_eps", 1e-6);
   auto projection = [&](const char* name, std::int64_t heads) {

@@ -1,0 +1,145 @@
+"""Attention in plain float64 from exported views: the oracle's side of the functional proof."""
+
+import math
+
+import torch
+from safetensors import safe_open
+
+
+def load_views(path):
+    views = {"meta": {}}
+    with safe_open(path, "pt") as file:
+        views["meta"] = dict(file.metadata())
+        for name in file.keys():
+            views[name] = file.get_tensor(name)
+    return views
+
+
+def number(views, name, default=0.0):
+    return float(views["meta"].get(name, default))
+
+
+def norm(views, name, x):
+    """The norm of that name applied to x, as its kind says; x itself where there is none."""
+    kind = views["meta"].get(name + ".kind")
+    if kind is None:
+        return x
+    eps = number(views, name + ".eps")
+    if kind == "layer":
+        x = x - x.mean(-1, keepdim=True)
+    x = x / torch.sqrt(x.square().mean(-1, keepdim=True) + eps)
+    x = x * views[name + ".weight"]
+    return x + views[name + ".bias"] if name + ".bias" in views else x
+
+
+def rotated(views, x):
+    """x [heads, tokens, width] with each token's rotary part turned by its position."""
+    if "rotary.frequencies" not in views:
+        return x
+    frequencies = views["rotary.frequencies"]
+    begin, dims = int(number(views, "rotary.begin")), int(number(views, "rotary.dims"))
+    angles = torch.arange(x.shape[1], dtype=torch.float64)[:, None] * frequencies[None, :]
+    cos, sin = angles.cos() * number(views, "rotary.scale"), angles.sin() * number(views, "rotary.scale")
+    part = x[..., begin : begin + dims]
+    if views["meta"]["rotary.layout"] == "half":
+        a, b = part[..., : dims // 2], part[..., dims // 2 :]
+        turned = torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+    else:
+        a, b = part[..., 0::2], part[..., 1::2]
+        turned = torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
+    return torch.cat([x[..., :begin], turned, x[..., begin + dims :]], -1)
+
+
+def with_bias(views, name, x):
+    return x + views[name].unsqueeze(-2) if name in views else x
+
+
+def latents(views, x):
+    """What Q, and what K and V, read: x itself or the normed latents."""
+    read_q = read_kv = x
+    if "qa" in views:
+        read_q = norm(views, "q_latent", with_bias(views, "qa_bias", x @ views["qa"]))
+        read_q = read_q * number(views, "q_latent_scale", 1)
+    if "kva" in views:
+        read_kv = norm(views, "kv_latent", with_bias(views, "kva_bias", x @ views["kva"]))
+        read_kv = read_kv * number(views, "kv_latent_scale", 1)
+    return read_q, read_kv
+
+
+def mask(views, tokens):
+    """Which keys (columns) a query (row) may see."""
+    query, key = torch.arange(tokens)[:, None], torch.arange(tokens)[None, :]
+    allowed = torch.ones(tokens, tokens, dtype=torch.bool)
+    if number(views, "causal"):
+        allowed &= key <= query
+    window = int(number(views, "window"))
+    if window:
+        allowed &= query - key < window
+    return allowed
+
+
+def queries_and_keys(views, x):
+    """q [H, T, w] and k [H, T, w], rotated; groups repeated for their heads."""
+    read_q, read_kv = latents(views, x)
+    heads, groups = views["q"].shape[0], views["k"].shape[0]
+    q = norm(views, "q_head", with_bias(views, "q_bias", read_q @ views["q"]))
+    k = norm(views, "k_head", with_bias(views, "k_bias", read_kv @ views["k"]))
+    k = k.repeat_interleave(heads // groups, 0)
+    if "q_rope" in views:
+        q_rope = rotated(views, read_q @ views["q_rope"])
+        k_rope = with_bias(views, "kpe_bias", (x @ views["kpe"]).unsqueeze(0))
+        k_rope = rotated(views, k_rope).expand(heads, -1, -1)
+        return torch.cat([q, q_rope], -1), torch.cat([k, k_rope], -1)
+    return rotated(views, q), rotated(views, k)
+
+
+def attention_output(views, x):
+    """Output [T, d] for x [T, d], the (normed) vectors that the attention module reads."""
+    q, k = queries_and_keys(views, x)
+    logits = q @ k.transpose(1, 2) * number(views, "softmax_scale")
+    cap = number(views, "logit_softcap")
+    if cap:
+        logits = cap * torch.tanh(logits / cap)
+    logits = logits.masked_fill(~mask(views, x.shape[0]), -math.inf)
+    pattern = torch.softmax(logits, -1)
+    _, read_kv = latents(views, x)
+    heads, groups = views["q"].shape[0], views["v"].shape[0]
+    v = with_bias(views, "v_bias", read_kv @ views["v"]).repeat_interleave(heads // groups, 0)
+    out = (pattern @ v @ views["o"]).sum(0)
+    return out + views["o_bias"] if "o_bias" in views else out
+
+
+def relative(found, expected):
+    return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+def fused_logits_error(views, x):
+    """Largest relative error of the fused maps against the heads' own products, without biases:
+    x V_g O_i, x Q_i K_g^T x^T, and the rotary map at the exported offset for every pair of tokens
+    that far apart."""
+    read_q, read_kv = latents(views, x)
+    heads, groups = views["q"].shape[0], views["k"].shape[0]
+    k = views["k"].repeat_interleave(heads // groups, 0)
+    v = views["v"].repeat_interleave(heads // groups, 0)
+    errors = [
+        relative(read_kv @ views["vo.left"] @ views["vo.right"], (read_kv @ v) @ views["o"]),
+        relative(
+            read_q @ views["qk.left"] @ views["qk.right"] @ read_kv.T,
+            (read_q @ views["q"]) @ (read_kv @ k).transpose(1, 2),
+        ),
+    ]
+    if "qk_at.left" in views:
+        delta = int(number(views, "qk_at.offset"))
+        rope_q, rope_k, key_read = views["q"], k, read_kv
+        if "q_rope" in views:
+            rope_q, rope_k, key_read = views["q_rope"], views["kpe"].unsqueeze(0), x
+        turned = rotated(views, read_q @ rope_q) @ rotated(views, key_read @ rope_k).transpose(1, 2)
+        fused = read_q @ views["qk_at.left"] @ views["qk_at.right"] @ key_read.T
+        pairs = range(delta, x.shape[0])
+        errors.append(
+            relative(
+                torch.stack([fused[:, m, m - delta] for m in pairs]),
+                torch.stack([turned[:, m, m - delta] for m in pairs]),
+            )
+        )
+    return max(errors)
