@@ -1,3 +1,6 @@
+#include <unistd.h>
+
+#include <algorithm>
 #include <cstdio>
 
 #include "base/error.h"
@@ -10,14 +13,18 @@ namespace subspace {
 namespace {
 
 struct Arguments {
-  std::string model, out, layers, normalize = "none", offsets;
-  bool fold_norms = false, exact = false, resume = false, force = false;
+  std::string model, out, layers, normalize = "none", offsets, space = "latent",
+                                  conventions = "default";
+  bool fold_norms = false, exact = false, mark_nonfinite = false, resume = false, force = false;
 };
 
 /// Median over heads of a column of summary.json.
 double median(const Json& column) {
   std::vector<double> values;
-  for (const Json& value : column) values.push_back(value.get<double>());
+  for (const Json& value : column) {
+    if (value.is_number()) values.push_back(value.get<double>());  // null: a marked head
+  }
+  if (values.empty()) return 0;
   std::sort(values.begin(), values.end());
   const std::size_t n = values.size();
   return n % 2 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
@@ -68,6 +75,17 @@ void print_table(const Json& summary) {
   });
 }
 
+/// One layer in one line, for standard error while the run goes on.
+void show_row(const Json& layer) {
+  std::string row = fmt::format("layer {:<4}", layer.at("layer").get<std::int64_t>());
+  for (const auto& [map, entry] : layer.at("maps").items()) {
+    if (map.find('@') == std::string::npos) row += fmt::format("  {} {}", map, cell(entry));
+  }
+  // Progress redraws its line in place on a terminal; the row takes its place.
+  message((isatty(STDERR_FILENO) ? "\r\033[K" : "") + row);
+  for (const Json& note : layer.at("notes")) message("  " + note.get<std::string>());
+}
+
 HeadScaling scaling(const std::string& name) {
   if (name == "spectral") return HeadScaling::spectral;
   if (name == "frobenius") return HeadScaling::frobenius;
@@ -81,14 +99,33 @@ void spectra(const Arguments& arguments, const GlobalOptions& globals) {
   if (options.model_name.empty()) options.model_name = options.model.parent_path().filename();
   options.out = arguments.out;
   if (!arguments.layers.empty()) options.layers = parse_layers(arguments.layers);
-  options.spectra.normalize = scaling(arguments.normalize);
-  options.spectra.fold_norms = arguments.fold_norms;
+  if (arguments.conventions == "published-2025") {
+    if (arguments.normalize != "none" && arguments.normalize != "spectral") {
+      fail(ErrorCode::Usage,
+           "--normalize {}: --conventions published-2025 divides heads by their largest singular "
+           "value; leave one of the two out",
+           arguments.normalize);
+    }
+    options.spectra = published_2025();
+  } else {
+    options.spectra.normalize = scaling(arguments.normalize);
+    options.spectra.fold_norms = arguments.fold_norms;
+  }
+  options.conventions = arguments.conventions;
+  options.spectra.space = arguments.space == "model" ? Space::model : Space::latent;
+  options.spectra.mark_nonfinite = arguments.mark_nonfinite;
   options.spectra.exact = arguments.exact;
   if (!arguments.offsets.empty()) options.spectra.offsets = parse_offsets(arguments.offsets);
   options.device = chosen_device(globals);
   options.threads = chosen_threads(globals);
   options.resume = arguments.resume;
   options.force = arguments.force;
+  if (options.resume && options.force) {
+    fail(ErrorCode::Usage,
+         "--resume and --force exclude each other: one keeps finished layers, "
+         "the other replaces them");
+  }
+  options.on_layer = show_row;
   const Json summary = run_spectra(options);
   if (globals.json) {
     std::printf("%s\n", summary.dump().c_str());
@@ -134,6 +171,19 @@ void add_spectra(CLI::App& app, const GlobalOptions& globals) {
       "--exact", arguments->exact,
       "Householder SVD of the real matrices instead of Gram matrices: slow, resolves\n"
       "values below 1e-8 of the largest");
+  command
+      ->add_option("--space", arguments->space,
+                   "fused maps of latent attention: between the latents (latent) or carried\n"
+                   "through them to the model's width (model)")
+      ->check(CLI::IsMember({"latent", "model"}));
+  command
+      ->add_option("--conventions", arguments->conventions,
+                   "published-2025: heads divided by their largest singular value, norms folded,\n"
+                   "and the faults of the published procedure, to compare with its tables")
+      ->check(CLI::IsMember({"default", "published-2025"}));
+  command->add_flag("--mark-nonfinite", arguments->mark_nonfinite,
+                    "heads with NaN or Inf get null and are left out of stacks, instead of an "
+                    "error");
   command->add_flag("--resume", arguments->resume, "keep finished layers of an interrupted run");
   command->add_flag("--force", arguments->force, "replace results that are there");
   command->callback([arguments, &globals] { spectra(*arguments, globals); });

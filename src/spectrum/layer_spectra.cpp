@@ -220,9 +220,11 @@ class LayerSpectra {
       t.stack =
           singular_values_of_gram(weighted_gram(f.left.transpose(1, 2), summed_for(f.left, right)));
     }
-    // Zeros that only the shape promises are not values: rank <= heads * width.
-    s.stack = s.stack.narrow(0, 0, std::min(s.stack.size(0), heads_ * width));
-    t.stack = t.stack.narrow(0, 0, std::min(t.stack.size(0), heads_ * width));
+    // The Gram matrix is over one axis, whichever is longer.
+    for (MapSpectra* stack : {&s, &t}) {
+      const auto n = std::min({stack->stack.size(0), stack->stack_shape[0], stack->stack_shape[1]});
+      stack->stack = stack->stack.narrow(0, 0, n);
+    }
     add(std::move(s), bad);
     add(std::move(t), {});
   }
@@ -310,11 +312,11 @@ SpectraOptions published_2025() {
   return options;
 }
 
-LayerResult layer_spectra(const AttentionLayer& given, const SpectraOptions& options) {
+LayerMaps layer_spectra(const AttentionLayer& given, const SpectraOptions& options) {
   AttentionLayer checked = given;
   NonFinite bad = take_out_nonfinite(checked, options.mark_nonfinite);
   const bool marked = bad.any();
-  LayerResult result;
+  LayerMaps result;
   result.notes = describe(bad);
   const AttentionLayer layer = apply_conventions(checked, options);
   const AttentionLayer fused = options.space == Space::model ? in_model_space(layer) : layer;

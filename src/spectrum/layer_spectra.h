@@ -53,7 +53,8 @@ struct MapSpectra {
   std::vector<std::int64_t> stack_chain;
 };
 
-struct LayerResult {
+/// What layer_spectra returns.
+struct LayerMaps {
   std::vector<MapSpectra> maps;
   std::vector<std::string> notes;  ///< anything unusual, in words (marked heads)
 };
@@ -67,11 +68,13 @@ struct LayerResult {
 ///           QK: sum_i K_g (Q_i^T Q_i) K_g^T;  KQ: sum_i Q_i (K_g^T K_g) Q_i^T
 ///   model   QA = U R  ->  R Q_i in place of Q_i (likewise KVA), R^T R = QA^T QA
 ///
-/// n is the largest rank the map can have: min(rows, cols), for fused maps also the head's width.
+/// n is min(rows, cols), for fused heads also the head's width and for the model space also the
+/// latent's: values beyond are zero and not listed. In the model space the latents' triangular
+/// factors come from Gram matrices even with `exact`.
 /// Cost: about d^2 H d_v operations for each of O and VO, which dominate, and their eigenvalues.
 /// Throws NotFinite if the weights hold NaN or Inf; with mark_nonfinite only if a matrix that all
 /// heads share (latents, norms) does.
-LayerResult layer_spectra(const AttentionLayer& layer, const SpectraOptions& options);
+LayerMaps layer_spectra(const AttentionLayer& layer, const SpectraOptions& options);
 
 /// The layer with its matrices and norms on a device ("cpu", "cuda:0").
 AttentionLayer to_device(const AttentionLayer& layer, const at::Device& device);

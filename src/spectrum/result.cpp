@@ -12,30 +12,28 @@ namespace {
 
 std::string rank_name(double tau) { return fmt::format("rank_{}", tau); }
 
-/// Ranks at which the energy lost is tabulated: powers of two below the number of values.
-std::vector<std::int64_t> stated_ranks(std::size_t n) {
-  std::vector<std::int64_t> ranks;
-  for (std::int64_t r = 1; r < static_cast<std::int64_t>(n); r *= 2) ranks.push_back(r);
-  return ranks;
-}
-
 Json finite_or_null(double value) { return std::isfinite(value) ? Json(value) : Json(nullptr); }
 
 /// Calls set(name, value) for every metric, in the order of the files.
 template <typename Set>
 void for_each_metric(std::span<const double> values, Set set) {
   const auto ranks = stated_ranks(values.size());
-  const Metrics m = spectrum_metrics(values, kTaus, ranks);
-  set("largest", Json(m.largest));
+  // A marked head: no metric has a value.
+  const bool marked = !values.empty() && std::isnan(values[0]);
+  const Metrics m = spectrum_metrics(marked ? values.first(0) : values, kTaus, ranks);
+  auto set_or_null = [&](const std::string& name, Json value) {
+    set(name, marked ? Json(nullptr) : std::move(value));
+  };
+  set_or_null("largest", Json(m.largest));
   for (std::size_t t = 0; t < kTaus.size(); ++t) {
-    set(rank_name(kTaus[t]), Json(m.effective_rank[t]));
+    set_or_null(rank_name(kTaus[t]), Json(m.effective_rank[t]));
   }
-  set("stable_rank", Json(m.stable_rank));
-  set("entropy_rank", Json(m.entropy_rank));
-  set("participation_ratio", Json(m.participation_ratio));
-  set("condition_number", finite_or_null(m.condition_number));
+  set_or_null("stable_rank", Json(m.stable_rank));
+  set_or_null("entropy_rank", Json(m.entropy_rank));
+  set_or_null("participation_ratio", Json(m.participation_ratio));
+  set_or_null("condition_number", finite_or_null(m.condition_number));
   for (std::size_t i = 0; i < ranks.size(); ++i) {
-    set("energy_lost/" + std::to_string(ranks[i]), Json(m.energy_lost[i]));
+    set_or_null("energy_lost/" + std::to_string(ranks[i]), Json(m.energy_lost[i]));
   }
 }
 
@@ -63,6 +61,16 @@ std::string tensor_name(std::int64_t layer, const MapSpectra& s, const char* kin
 }
 
 }  // namespace
+
+std::vector<std::int64_t> stated_ranks(std::size_t n) {
+  const auto below = static_cast<std::int64_t>(n);
+  std::vector<std::int64_t> ranks;
+  for (std::int64_t r = 1; r < below; r *= 2) {
+    ranks.push_back(r);
+    if (r >= 64 && r / 2 * 3 < below) ranks.push_back(r / 2 * 3);
+  }
+  return ranks;
+}
 
 const std::vector<double>& RandomSpectra::of(const std::vector<std::int64_t>& chain) {
   auto found = known_.find(chain);
@@ -162,9 +170,10 @@ std::string ranks_csv(const Json& layers) {
                       const Json& random) {
         csv += fmt::format("{},{},{},{},{},{}", layer.at("layer").get<std::int64_t>(), map, kind,
                            index, shape[0].get<std::int64_t>(), shape[1].get<std::int64_t>());
+        const bool marked = value("largest").is_null();
         for (const char* column : columns) {
           const Json cell = value(column);
-          csv += fmt::format(",{}", cell.is_null() ? "inf" : cell.dump());
+          csv += fmt::format(",{}", cell.is_null() ? (marked ? "" : "inf") : cell.dump());
         }
         for (const char* column : chance) csv += fmt::format(",{}", random.at(column).dump());
         csv += "\n";

@@ -13,6 +13,10 @@ namespace subspace {
 
 inline const std::vector<double> kTaus = {0.99, 0.999};
 
+/// Ranks at which the energy lost is tabulated: below n, the powers of two and, from 96 on, the
+/// numbers half way between them.
+std::vector<std::int64_t> stated_ranks(std::size_t n);
+
 /// The singular values that chance gives a chain of Gaussian matrices, computed once a chain.
 class RandomSpectra {
  public:

@@ -45,12 +45,12 @@ const char* scaling_name(HeadScaling scaling) {
   return "none";
 }
 
-Json conventions_json(const SpectraOptions& options) {
+Json conventions_json(const std::string& name, const SpectraOptions& options) {
   Json json = Json::object();
-  json["name"] = "default";
+  json["name"] = name;
   json["normalize"] = scaling_name(options.normalize);
   json["fold_norms"] = options.fold_norms;
-  json["space"] = "latent";
+  json["space"] = options.space == Space::model ? "model" : "latent";
   json["offsets"] = options.offsets;
   json["exact"] = options.exact;
   json["accuracy_floor"] = options.exact ? 0.0 : kAccuracyFloor;
@@ -90,14 +90,14 @@ class Run {
       message(fmt::format("{} of {} layers were done already", already, layers_.size()));
     {
       Progress progress("layer", static_cast<std::int64_t>(layers_.size()), already);
-      std::future<AttentionLayer> next;
+      std::future<Loaded> next;
       if (!left.empty()) next = start_loading(left[0]);
       for (std::size_t i = 0; i < left.size(); ++i) {
         check_interrupted("finished layers are kept; --resume goes on from there");
         const auto begun = Clock::now();
-        AttentionLayer layer = next.get();
+        Loaded loaded = next.get();
         if (i + 1 < left.size()) next = start_loading(left[i + 1]);
-        compute(layer, begun);
+        compute(loaded, begun);
         progress.step(fmt::format("layer {}: {}", left[i], format_seconds(seconds_since(begun))));
       }
     }
@@ -139,11 +139,15 @@ class Run {
     for (const std::string& shard : checkpoint_.shards()) {
       std::error_code status;
       const auto size = fs::file_size(options_.model / shard, status);
-      shards[shard] = status ? std::uint64_t{0} : std::uint64_t{size};
+      if (status) continue;  // a shard of other layers may be absent
+      const auto changed = fs::last_write_time(options_.model / shard, status);
+      shards[shard] = {{"bytes", std::uint64_t{size}},
+                       {"changed", status ? 0 : changed.time_since_epoch().count()}};
     }
     Json json = Json::object();
     json["version"] = version();
-    json["conventions"] = conventions_json(options_.spectra);
+    json["conventions"] = conventions_json(options_.conventions, options_.spectra);
+    json["mark_nonfinite"] = options_.spectra.mark_nonfinite;
     json["device"] = options_.device.is_cpu() ? "cpu" : "cuda";
     json["config"] = checkpoint_.config();
     json["shards"] = std::move(shards);
@@ -175,23 +179,49 @@ class Run {
       }
     }
     create_folder(options_.out / "layers");
+    remove_partial_files();
     if (!fs::exists(path)) write_file_atomically(path, identity().dump(1) + "\n");
   }
 
-  std::future<AttentionLayer> start_loading(std::int64_t layer) {
-    return std::async(std::launch::async,
-                      [this, layer] { return family_->load(layer, options_.threads, false); });
+  /// What a killed run left half written. The lock says that nobody else is writing.
+  void remove_partial_files() const {
+    for (const fs::path& folder : {options_.out, options_.out / "layers"}) {
+      std::vector<fs::path> partial;
+      for (const auto& entry : fs::directory_iterator(folder)) {
+        const std::string name = entry.path().filename().string();
+        if (name.find(".partial.") != std::string::npos) partial.push_back(entry.path());
+      }
+      for (const fs::path& path : partial) fs::remove(path);
+    }
   }
 
-  void compute(AttentionLayer& layer, Clock::time_point begun) {
+  struct Loaded {
+    AttentionLayer layer;
+    std::uint64_t bytes = 0;
+  };
+
+  std::future<Loaded> start_loading(std::int64_t layer) {
+    return std::async(std::launch::async, [this, layer] {
+      // One layer is loaded at a time, so the difference is this layer's.
+      const std::uint64_t before = checkpoint_.bytes_read();
+      Loaded loaded;
+      loaded.layer = family_->load(layer, options_.threads, options_.spectra.mark_nonfinite);
+      loaded.bytes = checkpoint_.bytes_read() - before;
+      return loaded;
+    });
+  }
+
+  void compute(Loaded& loaded, Clock::time_point begun) {
+    AttentionLayer& layer = loaded.layer;
     const std::int64_t index = layer.index;
     if (!options_.device.is_cpu()) layer = to_device(layer, options_.device);
-    const LayerResult result = layer_spectra(layer, options_.spectra);
+    const LayerMaps result = layer_spectra(layer, options_.spectra);
     layer = AttentionLayer{};
     Json entry = layer_json(index, result.maps, random_);
     entry["notes"] = result.notes;
     write_layer_values(part(index, "safetensors"), index, result.maps);
     entry["seconds"] = seconds_since(begun);
+    entry["bytes_read"] = loaded.bytes;
     write_file_atomically(part(index, "json"), entry.dump() + "\n");
     if (options_.on_layer) options_.on_layer(entry);
   }
@@ -216,11 +246,14 @@ class Run {
 
   Json finish(double seconds) {
     Json entries = Json::array(), layer_seconds = Json::array();
+    std::uint64_t bytes_read = 0;
     std::vector<fs::path> parts;
     for (const std::int64_t layer : layers_) {
       Json entry = read_json_file(part(layer, "json"), {std::size_t{512} << 20, 64});
       layer_seconds.push_back(entry.at("seconds"));
+      bytes_read += entry.at("bytes_read").get<std::uint64_t>();
       entry.erase("seconds");
+      entry.erase("bytes_read");
       entries.push_back(std::move(entry));
       parts.push_back(part(layer, "safetensors"));
     }
@@ -233,17 +266,15 @@ class Run {
     summary["program"] = {
         {"version", version()}, {"commit", git_commit()}, {"compiler", compiler()}};
     summary["model"] = model_json();
-    summary["conventions"] = conventions_json(options_.spectra);
+    summary["conventions"] = conventions_json(options_.conventions, options_.spectra);
     summary["device"] = options_.device.is_cpu() ? fmt::format("cpu ({} threads)", options_.threads)
                                                  : options_.device.str();
     summary["times"] = {{"total_seconds", seconds}, {"layer_seconds", layer_seconds}};
-    summary["bytes_read"] = checkpoint_.bytes_read();
+    summary["bytes_read"] = bytes_read;
     summary["bytes_in_checkpoint"] = checkpoint_.total_bytes();
     summary["peak_memory_bytes"] = peak_memory();
     summary["taus"] = kTaus;
-    std::vector<std::int64_t> ranks;
-    for (std::int64_t r = 1; r <= 16384; r *= 2) ranks.push_back(r);
-    summary["ranks_stated"] = ranks;
+    summary["ranks_stated"] = stated_ranks(16385);
     summary["layers"] = std::move(entries);
     write_file_atomically(options_.out / "summary.json", summary.dump() + "\n");
     return summary;

@@ -18,6 +18,7 @@ struct RunOptions {
   std::filesystem::path out;
   std::vector<std::int64_t> layers;  ///< empty: all of the model's own layers
   SpectraOptions spectra;
+  std::string conventions = "default";  ///< the name that summary.json states
   at::Device device = at::kCPU;
   int threads = 1;
   bool resume = false;
