@@ -1,0 +1,30 @@
+#pragma once
+
+#include <cstdint>
+
+namespace subspace::kernels {
+
+/// Factors of positive semidefinite matrices by Cholesky with diagonal pivoting.
+///
+///   G = R^T R,   row k of R eliminates the largest diagonal entry that is left
+///
+/// g         [batch, n, n] row-major, finite; only the lower triangle is read
+/// r         [batch, n, n] out; columns in G's own order, so no permutation is returned
+/// diagonal  [batch, n] scratch
+///
+/// Stops at the numerical rank: once no remaining diagonal entry exceeds n*eps*(largest entry), the
+/// remaining rows are zero. Never divides by less than that, so zero and rank-deficient matrices
+/// give finite factors. At most n^3 flops a matrix. Source: Higham, "Analysis of the Cholesky
+/// Decomposition of a Semi-definite Matrix" (1990).
+struct PsdFactor {
+  const double* g = nullptr;
+  double* r = nullptr;
+  double* diagonal = nullptr;
+  std::int64_t n = 0;
+  std::int64_t batch = 0;
+};
+
+void psd_factor_reference(const PsdFactor& p);
+void psd_factor_cpu(const PsdFactor& p, int threads);
+
+}  // namespace subspace::kernels
