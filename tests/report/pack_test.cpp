@@ -106,9 +106,7 @@ TEST(Pack, ZerosAreDrawnAtTheFloor) {
 }
 
 TEST(Pack, Base64AsInRfc4648) {
-  const auto encode = [](std::string_view text) {
-    return base64(Bytes(text.begin(), text.end()));
-  };
+  const auto encode = [](std::string_view text) { return base64(Bytes(text.begin(), text.end())); };
   EXPECT_EQ(encode(""), "");
   EXPECT_EQ(encode("f"), "Zg==");
   EXPECT_EQ(encode("fo"), "Zm8=");

@@ -38,7 +38,8 @@ class Report : public ::testing::Test {
   std::string page(const TinyRun& run, const std::string& plotlyjs = {}) {
     run.write(folder_.path() / "run");
     const fs::path out = folder_.path() / "page.html";
-    write_report({folder_.path() / "run"}, out, {.plotlyjs = plotlyjs.empty() ? plotly_.string() : plotlyjs});
+    write_report({folder_.path() / "run"}, out,
+                 {.plotlyjs = plotlyjs.empty() ? plotly_.string() : plotlyjs});
     return read_file(out);
   }
   std::string message(const std::function<void()>& act, ErrorCode code) {
@@ -92,9 +93,7 @@ TEST_F(Report, TextFromFilesStaysText) {
   EXPECT_EQ(data.at("runs").at(0).at("facts").at("model").at("name"), evil);
 }
 
-TEST_F(Report, EqualInputGivesEqualBytes) {
-  EXPECT_EQ(page(TinyRun(3)), page(TinyRun(3)));
-}
+TEST_F(Report, EqualInputGivesEqualBytes) { EXPECT_EQ(page(TinyRun(3)), page(TinyRun(3))); }
 
 TEST_F(Report, FromTheNetworkOnlyWhenAsked) {
   ::setenv("SUBSPACE_PLOTLYJS", plotly_.c_str(), 1);
@@ -106,7 +105,8 @@ TEST_F(Report, FromTheNetworkOnlyWhenAsked) {
 }
 
 TEST_F(Report, SaysWhereToGetTheDrawingLibrary) {
-  const std::string text = message([&] { page(TinyRun(), "/nowhere/plotly.min.js"); }, ErrorCode::NotFound);
+  const std::string text =
+      message([&] { page(TinyRun(), "/nowhere/plotly.min.js"); }, ErrorCode::NotFound);
   EXPECT_NE(text.find("/nowhere/plotly.min.js"), std::string::npos) << text;
   EXPECT_NE(text.find("--plotlyjs"), std::string::npos) << text;
   EXPECT_FALSE(fs::exists(folder_.path() / "page.html"));
@@ -138,7 +138,8 @@ TEST_F(Report, ManyOffsetsKeepTheirRanksAndSomeOfTheRest) {
   const Json run = pack_run(read_run(folder_.path() / "run"), chunks);
   int full = 0;
   for (int offset = 0; offset < 40; ++offset) {
-    const Json& columns = run.at("maps").at("QK@" + std::to_string(offset)).at("heads").at("columns");
+    const Json& columns =
+        run.at("maps").at("QK@" + std::to_string(offset)).at("heads").at("columns");
     EXPECT_EQ(columns.dump().find("rank_0.99") != std::string::npos, true) << offset;
     full += columns.size() > 1;
   }

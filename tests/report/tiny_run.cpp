@@ -29,8 +29,13 @@ TinyRun::TinyRun(int offsets, std::uint64_t seed) : random_(seed) {
              {"version", 1},
              {"program", {{"version", "0.1.0"}, {"commit", "0123abc"}, {"torch", "2.13.0"}}},
              {"model",
-              {{"name", "tiny"}, {"family", "bert"}, {"attention", "MHA"}, {"layers", 2},
-               {"hidden_size", 8}, {"heads", 3}, {"kv_groups", 3}}},
+              {{"name", "tiny"},
+               {"family", "bert"},
+               {"attention", "MHA"},
+               {"layers", 2},
+               {"hidden_size", 8},
+               {"heads", 3},
+               {"kv_groups", 3}}},
              {"conventions", {{"name", "default"}, {"normalize", "none"}}},
              {"taus", {0.99}},
              {"layers", Json::array()}};
@@ -50,9 +55,12 @@ Json TinyRun::add_heads(const std::string& tensor, std::int64_t heads, std::int6
     values.insert(values.end(), row.begin(), row.end());
   }
   tensors.push_back({tensor, {heads, n}, values});
-  return {{"largest", largest},          {"rank_0.99", numbers},
-          {"stable_rank", numbers},      {"entropy_rank", numbers},
-          {"participation_ratio", numbers}, {"condition_number", numbers},
+  return {{"largest", largest},
+          {"rank_0.99", numbers},
+          {"stable_rank", numbers},
+          {"entropy_rank", numbers},
+          {"participation_ratio", numbers},
+          {"condition_number", numbers},
           {"energy_lost", {{"2", numbers}}}};
 }
 
@@ -62,10 +70,15 @@ void TinyRun::add_layer(int layer, int offsets) {
   maps["Q"] = {{"shape", {8, 4}},
                {"heads", add_heads(prefix + "Q.heads", 3, 4)},
                {"random", {{"rank_0.99", 4}}}};
-  Json stack = {{"shape", {12, 8}},           {"largest", 1.0},  {"rank_0.99", 5},
-                {"stable_rank", 2.0},         {"entropy_rank", 3.0},
-                {"participation_ratio", 3.0}, {"condition_number", nullptr},
-                {"energy_lost", {{"2", 0.25}}}, {"random", {{"rank_0.99", 6}}}};
+  Json stack = {{"shape", {12, 8}},
+                {"largest", 1.0},
+                {"rank_0.99", 5},
+                {"stable_rank", 2.0},
+                {"entropy_rank", 3.0},
+                {"participation_ratio", 3.0},
+                {"condition_number", nullptr},
+                {"energy_lost", {{"2", 0.25}}},
+                {"random", {{"rank_0.99", 6}}}};
   maps["O"] = {{"stack", stack}};
   tensors.push_back({prefix + "O.stack", {6}, {1.0, 0.9, 0.5, 0.25, 0.125, 0.0}});
   for (int offset = 0; offset < offsets; ++offset) {

@@ -79,11 +79,11 @@ function inShares(panels) {
 function composeDepth(f, { part, metric, scale, panels: counted }, { theme, width, print }) {
   const shares = scale === "share";
   const panels = shares ? inShares(counted) : counted;
-  const columns = Math.min(panels.length, width >= 860 ? 4 : width >= 600 ? 3 : width >= 340 ? 2 : 1);
+  const columns = Math.min(panels.length, print || width >= 860 ? 4 : width >= 600 ? 3 : width >= 340 ? 2 : 1);
   const rows = Math.ceil(panels.length / columns);
   const gapX = columns > 1 ? 62 / width : 0;
-  const panelHeight = print ? 112 : 168;
-  const gapY = print ? 46 : 58;
+  const panelHeight = print ? 92 : 168;
+  const gapY = print ? 50 : 58;
   const inner = rows * panelHeight + (rows - 1) * gapY;
   const margin = { l: 50, r: 12, t: RUNS.length > 1 ? 62 : 34, b: 44 };
   const layout = baseLayout(theme, { height: inner + margin.t + margin.b, margin, annotations: [], shapes: [],
@@ -124,7 +124,7 @@ function composeDepth(f, { part, metric, scale, panels: counted }, { theme, widt
     const here = series[0].find((point) => point.index === store.get("layer"));
     return here && `${map} ${number(here.value)} of ${integer(here.of)} (random ${number(here.random)})`;
   }).filter(Boolean).join("; ") : "";
-  return { data, layout,
+  return { data, layout, ownHeight: true,
     label: `${metricLabel(metric)} against layer for ${panels.length} maps`,
     readout: single && [el("strong", {}, `Layer ${store.layerNumber()}: `), `${metricLabel(metric)}: ${single}.`] };
 }

@@ -8,6 +8,7 @@ const preferred = (maps, wishes) => wishes.find((map) => maps.includes(map)) ?? 
 function drawHeat() {
   if (!RUNS.some((run) => mapsWith(run, "heads").length)) return;
   const columnsOf = (map) => store.runData.maps[map].heads.columns.map((name) => [name, metricLabel(name)]);
+  // The entropy rank first: ranks at a threshold are whole numbers and often all near the top.
   const first = preferred(heatMaps(), ["VO", "O", "QK"]);
   figure({
     id: "fig-heat",
@@ -16,7 +17,7 @@ function drawHeat() {
     see: "Every column is a layer, every cell a head. A cell that stands out from its column is a head unlike its neighbours; a column that stands out is a layer. Click a cell, or move with the arrow keys, to follow that head through the other figures.",
     care: "Heads have no order, so patterns along the vertical axis mean nothing; sort each column by value to see the spread instead. The colours span what this map holds, so faint differences may look strong: read the scale. Against the random value, 1 means no different from noise of that shape.",
     keys: ["layer", "head", "run"],
-    defaults: { map: first, metric: store.rankColumn, against: "value", order: "index" },
+    defaults: { map: first, metric: "entropy_rank", against: "value", order: "index" },
     controls: (f) => [
       f.mapField = select("Map", "map", heatMaps().map((m) => [m, mapTitle(m)]), f.options.map, (map) => {
         f.set({ map });

@@ -5,7 +5,7 @@
 //            csv(f, m), wire?(f) })
 //
 // load is asynchronous and returns what is to be shown, m; compose(f, m, {theme, width, print}) is pure
-// and returns {data, layout, label, readout?} for Plotly, or {svg, height, label, readout?}.
+// and returns {data, layout, label, readout?, ownHeight?} for Plotly, or {svg, height, label, readout?}.
 const FIGURES = [];
 const EXPORT_WIDTH = 1100;
 
@@ -36,10 +36,11 @@ class Figure {
       }, kind)));
     this.controlsNode = el("div", { class: "controls" }, this.controls?.(this) ?? [], exports);
     this.section = el("section", { class: "figure", id: this.id, "aria-labelledby": `${this.id}-title` },
-      el("div", { class: "head" }, el("span", { class: "number" }, `Figure ${this.number}`),
-        el("h2", { id: `${this.id}-title` }, this.title)),
-      el("p", { class: "question" }, this.question),
-      this.controlsNode, this.plot, this.readoutNode,
+      el("div", { class: "together" },
+        el("div", { class: "head" }, el("span", { class: "number" }, `Figure ${this.number}`),
+          el("h2", { id: `${this.id}-title` }, this.title)),
+        el("p", { class: "question" }, this.question),
+        this.controlsNode, this.plot, this.readoutNode),
       el("div", { class: "caption" },
         el("p", {}, el("b", {}, "What it shows."), " ", this.see),
         el("p", {}, el("b", {}, "How not to misread it."), " ", this.care)));
@@ -86,6 +87,7 @@ class Figure {
       this.plot.replaceChildren(drawing.svg);
       if (focused !== undefined) this.plot.querySelector(`[data-head="${focused}"]`)?.focus();
     } else {
+      if (how.print && !drawing.ownHeight) drawing.layout.height = Math.min(PRINT_HEIGHT, drawing.layout.height);
       this.plot.style.setProperty("--height", `${drawing.layout.height}px`);
       Plotly.react(this.plot, drawing.data, { ...drawing.layout, width: how.width },
         { displayModeBar: false, displaylogo: false });
@@ -158,6 +160,7 @@ function watchFigures() {
 
 // Print in light colours at the width of a page, and what has not been in view as well.
 const PRINT_WIDTH = 690;
+const PRINT_HEIGHT = 310;  // two figures a page
 let printing = false;
 addEventListener("beforeprint", () => {
   printing = true;

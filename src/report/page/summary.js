@@ -43,14 +43,16 @@ function depthTrend(series) {
 async function headSentence(run, map, column, share) {
   const metrics = await headMetrics(run, map);
   const all = metrics.column(column);
+  // Ranks at a threshold are often all near the top; the entropy rank still tells heads apart.
+  const spread = metrics.column("entropy_rank");
   let least = -1;
-  for (let i = 0; i < all.length; i++) if (!Number.isNaN(all[i]) && (least < 0 || all[i] < all[least])) least = i;
+  for (let i = 0; i < spread.length; i++) if (!Number.isNaN(spread[i]) && (least < 0 || spread[i] < spread[least])) least = i;
   if (least < 0) return null;
   const index = Math.floor(least / metrics.heads);
   const info = run.layers[index].maps[map].heads;
   const random = info.random[column];
   const does = map === "VO" ? "moves information" : "compares positions";
-  return `A single head ${does} along ${integer(median(all))} of ${info.values} directions (${share} of the energy of ${map}, median head${missing(random) ? "" : `; random ${integer(random)}`}); head ${least % metrics.heads} of layer ${run.layers[index].layer} with the fewest, ${integer(all[least])}.`;
+  return `A single head ${does} along ${integer(median(all))} of ${info.values} directions (${share} of the energy of ${map}, median head${missing(random) ? "" : `; random ${integer(random)}`}). The most concentrated is head ${least % metrics.heads} of layer ${run.layers[index].layer}: entropy rank ${number(spread[least], 3)}, the median head has ${number(median(spread), 3)}.`;
 }
 
 function rankNeeded(run, map, column, share) {
@@ -89,7 +91,8 @@ function drawCard(body) {
     el("dl", {}, facts.flatMap(([name, text]) => [el("dt", {}, name), el("dd", {}, text)]))));
 }
 
-const listText = (object) => Object.entries(object ?? {}).map(([key, value]) => `${key} ${value}`).join(", ");
+const listText = (object) => Object.entries(object ?? {}).map(([key, value]) =>
+  `${key} ${Array.isArray(value) ? value.join(" ") : value}`).join(", ") || "–";
 
 function drawFacts(section) {
   const rows = [
@@ -104,7 +107,7 @@ function drawFacts(section) {
     ["read", (r) => (missing(r.facts.bytes_read) ? "–" : `${byteText(r.facts.bytes_read)} of ${byteText(r.facts.bytes_in_checkpoint)}`)],
     ["time", (r) => (missing(r.facts.times?.total_seconds) ? "–" : `${number(r.facts.times.total_seconds, 3)} s on ${r.facts.device}`)],
     ["largest memory", (r) => (missing(r.facts.peak_memory_bytes) ? "–" : byteText(r.facts.peak_memory_bytes))],
-    ["program", (r) => `subspace ${r.facts.program.version ?? ""} ${r.facts.program.commit ?? ""}, PyTorch ${r.facts.program.torch ?? ""}`],
+    ["program", (r) => `subspace: ${listText(r.facts.program)}`],
   ];
   section.append(el("h2", { id: "facts-title" }, "Models and conventions"),
     el("div", { class: "sideways" }, el("table", { class: "facts" },
