@@ -6,7 +6,10 @@
 #include <cmath>
 #include <cstring>
 #include <thread>
+#include <type_traits>
 #include <vector>
+
+#include "kernels/dequantize_runs.h"
 
 namespace subspace::kernels {
 namespace {
@@ -85,7 +88,8 @@ bool convert(Load value, double* out, std::int64_t count, double scale) {
   return check == 0;
 }
 
-bool convert_run(const Dequantize& p, std::int64_t from, std::int64_t count, double scale) {
+bool convert_run_portable(const Dequantize& p, std::int64_t from, std::int64_t count,
+                          double scale) {
   double* out = p.out + from;
   switch (p.format) {
     case Format::f64: {
@@ -126,6 +130,39 @@ bool convert_run(const Dequantize& p, std::int64_t from, std::int64_t count, dou
   return false;
 }
 
+std::int64_t format_bytes(Format format) {
+  switch (format) {
+    case Format::f64:
+      return 8;
+    case Format::f32:
+      return 4;
+    case Format::f16:
+    case Format::bf16:
+      return 2;
+    case Format::f8_e4m3:
+    case Format::f8_e8m0:
+      return 1;
+  }
+  return 1;
+}
+
+/// Values [from, from + count), all under one scale; false if one is not finite.
+bool convert_run(const Dequantize& p, Isa isa, std::int64_t from, std::int64_t count,
+                 double scale) {
+  std::int64_t done = 0;
+#if defined(__x86_64__)
+  if (isa == Isa::avx2 && std::isfinite(scale)) {
+    bool finite = true;
+    const auto* in = static_cast<const char*>(p.in) + from * format_bytes(p.format);
+    done = dequantize_run_avx2(p.format, in, count, scale, p.out + from, p.streaming, &finite);
+    if (!finite) done = 0;
+  }
+#else
+  (void)isa;
+#endif
+  return done == count || convert_run_portable(p, from + done, count - done, scale);
+}
+
 double scale_at(const Dequantize& p, std::int64_t row, std::int64_t col) {
   if (p.scale == nullptr) return 1;
   return p.scale[(p.row0 + row) / p.block_rows * p.scale_stride + col / p.block_cols];
@@ -138,18 +175,52 @@ std::int64_t first_not_finite(const double* values, std::int64_t count) {
   return -1;
 }
 
-/// Rows [begin, end); the index of the first value that is not finite, or -1.
-std::int64_t convert_rows(const Dequantize& p, std::int64_t begin, std::int64_t end) {
-  for (std::int64_t row = begin; row < end; ++row) {
-    const std::int64_t step = p.scale ? p.block_cols : p.cols;
-    bool finite = true;
-    for (std::int64_t col = 0; col < p.cols; col += step) {
-      const std::int64_t count = std::min(step, p.cols - col);
-      finite &= convert_run(p, row * p.cols + col, count, scale_at(p, row, col));
+/// Values a run without scales is cut into, so that the search for a bad one stays short.
+constexpr std::int64_t kRun = 32768;
+
+/// Values [begin, end) of a matrix without scales; the index of the first bad one, or -1.
+std::int64_t convert_flat(const Dequantize& p, Isa isa, std::int64_t begin, std::int64_t end) {
+  std::int64_t first = -1;
+  for (std::int64_t from = begin; from < end; from += kRun) {
+    const std::int64_t count = std::min(kRun, end - from);
+    if (!convert_run(p, isa, from, count, 1) && first < 0) {
+      first = from + first_not_finite(p.out + from, count);
     }
-    if (!finite) return row * p.cols + first_not_finite(p.out + row * p.cols, p.cols);
   }
-  return -1;
+  return first;
+}
+
+/// Rows [begin, end) of a matrix with scales; the index of the first bad value, or -1.
+std::int64_t convert_rows(const Dequantize& p, Isa isa, std::int64_t begin, std::int64_t end) {
+  std::int64_t first = -1;
+  for (std::int64_t row = begin; row < end; ++row) {
+    bool finite = true;
+    for (std::int64_t col = 0; col < p.cols; col += p.block_cols) {
+      const std::int64_t count = std::min(p.block_cols, p.cols - col);
+      finite &= convert_run(p, isa, row * p.cols + col, count, scale_at(p, row, col));
+    }
+    if (!finite && first < 0) {
+      first = row * p.cols + first_not_finite(p.out + row * p.cols, p.cols);
+    }
+  }
+  return first;
+}
+
+/// Share `t` of `count`: rows where there are scales, else values, on whole cache lines of output.
+std::int64_t convert_share(const Dequantize& p, Isa isa, int t, int count) {
+  std::int64_t bad = -1;
+  if (p.scale) {
+    bad = convert_rows(p, isa, p.rows * t / count, p.rows * (t + 1) / count);
+  } else {
+    const std::int64_t values = p.rows * p.cols;
+    const std::int64_t begin = values / 8 * t / count * 8;
+    const std::int64_t end = t + 1 == count ? values : values / 8 * (t + 1) / count * 8;
+    bad = convert_flat(p, isa, begin, end);
+  }
+#if defined(__x86_64__)
+  if (isa == Isa::avx2 && p.streaming) dequantize_fence_avx2();
+#endif
+  return bad;
 }
 
 }  // namespace
@@ -166,31 +237,31 @@ std::int64_t dequantize_reference(const Dequantize& p) {
   return bad;
 }
 
-std::int64_t dequantize_cpu(const Dequantize& p, int threads) {
+bool isa_available(Isa isa) {
+  if (isa == Isa::portable) return true;
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
+#else
+  return false;
+#endif
+}
+
+Isa best_isa() {
+  static const Isa best = isa_available(Isa::avx2) ? Isa::avx2 : Isa::portable;
+  return best;
+}
+
+std::int64_t dequantize_cpu(const Dequantize& p, int threads, Isa isa) {
   // A thread costs some 20 us to start, about what 50,000 values take.
   const std::int64_t useful = p.rows * p.cols / 50000;
-  const auto count = static_cast<int>(std::clamp<std::int64_t>(
-      std::min<std::int64_t>(threads, useful), 1, std::max<std::int64_t>(p.rows, 1)));
-  if (count == 1) {
-    std::int64_t first = -1;
-    for (std::int64_t row = 0; row < p.rows; ++row) {
-      const std::int64_t bad = convert_rows(p, row, row + 1);
-      if (first < 0) first = bad;
-    }
-    return first;
-  }
+  const auto count =
+      static_cast<int>(std::clamp<std::int64_t>(std::min<std::int64_t>(threads, useful), 1, 1024));
+  if (count == 1) return convert_share(p, isa, 0, 1);
   std::vector<std::int64_t> bad(static_cast<std::size_t>(count), -1);
   std::vector<std::thread> workers;
   for (int t = 0; t < count; ++t) {
-    workers.emplace_back([&, t] {
-      // All rows are written even after a bad one: the caller may have asked to
-      // let them through.
-      for (std::int64_t row = p.rows * t / count; row < p.rows * (t + 1) / count; ++row) {
-        const std::int64_t here = convert_rows(p, row, row + 1);
-        auto& first = bad[static_cast<std::size_t>(t)];
-        if (first < 0) first = here;
-      }
-    });
+    workers.emplace_back(
+        [&, t] { bad[static_cast<std::size_t>(t)] = convert_share(p, isa, t, count); });
   }
   for (auto& worker : workers) worker.join();
   for (const std::int64_t index : bad) {

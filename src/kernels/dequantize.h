@@ -32,12 +32,24 @@ struct Dequantize {
   std::int64_t block_rows = 128;
   std::int64_t block_cols = 128;
   std::int64_t scale_stride = 0;
+  /// The output is larger than the caches and will not be read soon: write around them, which saves
+  /// reading every line before it is overwritten.
+  bool streaming = false;
 };
 
-/// Each returns the flat index (in `out`) of the first value that is NaN or infinite, or -1.
+/// Versions of the CPU kernel. All give the same bits.
+enum class Isa { portable, avx2 };
+/// True if this processor has it.
+bool isa_available(Isa isa);
+/// The fastest that this processor has.
+Isa best_isa();
+
+/// Each returns the flat index (in `out`) of the first value that is NaN or infinite, or -1; all
+/// values are written either way. `isa` must be available.
 std::int64_t dequantize_reference(const Dequantize& p);
-std::int64_t dequantize_cpu(const Dequantize& p, int threads);
-/// `first_bad` is one int64 in device memory, set by the kernel to that index or INT64_MAX.
+std::int64_t dequantize_cpu(const Dequantize& p, int threads, Isa isa = best_isa());
+/// `first_bad` is one int64 in device memory, set by the kernel to that index or INT64_MAX. `in`,
+/// `scale` and `out` are device memory. Throws Internal with CUDA's reason if the launch fails.
 void dequantize_cuda(const Dequantize& p, std::int64_t* first_bad, Stream stream);
 
 }  // namespace subspace::kernels
