@@ -36,7 +36,10 @@ function drawError() {
     f.options.rank = chosen;
     f.invalidate();
   };
-  const start = Math.round(longest(map) / 2);
+  // A first rank that saves something: three quarters of the break-even, in steps of 16.
+  const stored = storedShape(store.runData, 0, map);
+  const goal = stored ? 0.75 * savings(stored.shape, 1).breakEven : longest(map) / 2;
+  const start = Math.min(longest(map), Math.max(1, goal < 32 ? Math.round(goal) : 16 * Math.round(goal / 16)));
   figure({
     id: "fig-error",
     title: "Error against rank",
