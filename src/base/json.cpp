@@ -2,8 +2,8 @@
 
 #include <cmath>
 #include <fstream>
+#include <functional>
 #include <set>
-#include <sstream>
 
 #include "base/error.h"
 
@@ -11,12 +11,13 @@ namespace subspace {
 namespace {
 
 /// Enforces depth and key uniqueness while nlohmann's parser builds the value.
+template <typename AnyJson>
 class Guard {
  public:
   Guard(const std::string& where, const JsonLimits& limits) : where_(where), limits_(limits) {}
 
-  bool operator()(int /*depth*/, Json::parse_event_t event, Json& parsed) {
-    using Event = Json::parse_event_t;
+  bool operator()(int /*depth*/, typename AnyJson::parse_event_t event, AnyJson& parsed) {
+    using Event = typename AnyJson::parse_event_t;
     switch (event) {
       case Event::object_start:
         open();
@@ -33,7 +34,7 @@ class Guard {
         --depth_;
         break;
       case Event::key: {
-        const auto& key = parsed.get_ref<const std::string&>();
+        const auto& key = parsed.template get_ref<const std::string&>();
         if (!keys_.back().insert(key).second) {
           fail(ErrorCode::InvalidFormat, "{}: the key '{}' stands twice in one object", where_,
                key.substr(0, 200));
@@ -66,16 +67,15 @@ std::string shown(const Json& value) {
   return text;
 }
 
-}  // namespace
-
-Json parse_json(std::string_view text, const std::string& where, const JsonLimits& limits) {
+template <typename AnyJson>
+AnyJson parse(std::string_view text, const std::string& where, const JsonLimits& limits) {
   if (text.size() > limits.max_bytes) {
     fail(ErrorCode::InvalidFormat, "{}: {} bytes of JSON, more than the {} allowed", where,
          text.size(), limits.max_bytes);
   }
-  Guard guard(where, limits);
+  Guard<AnyJson> guard(where, limits);
   try {
-    return Json::parse(text.begin(), text.end(), std::ref(guard));
+    return AnyJson::parse(text.begin(), text.end(), std::ref(guard));
   } catch (const nlohmann::json::parse_error& error) {
     fail(ErrorCode::InvalidFormat, "{}: not valid JSON at byte {}", where, error.byte);
   } catch (const nlohmann::json::exception& error) {
@@ -83,7 +83,7 @@ Json parse_json(std::string_view text, const std::string& where, const JsonLimit
   }
 }
 
-Json read_json_file(const std::filesystem::path& path, const JsonLimits& limits) {
+std::string read_text(const std::filesystem::path& path, const JsonLimits& limits) {
   std::error_code status;
   if (!std::filesystem::exists(path, status)) {
     fail(ErrorCode::NotFound, "{}: no such file", path.string());
@@ -95,10 +95,29 @@ Json read_json_file(const std::filesystem::path& path, const JsonLimits& limits)
          size, limits.max_bytes);
   }
   std::ifstream stream(path, std::ios::binary);
-  std::ostringstream text;
-  text << stream.rdbuf();
+  std::string text(size, '\0');
+  stream.read(text.data(), static_cast<std::streamsize>(size));
   if (!stream) fail(ErrorCode::Io, "{}: cannot be read", path.string());
-  return parse_json(text.str(), path.string(), limits);
+  return text;
+}
+
+}  // namespace
+
+Json parse_json(std::string_view text, const std::string& where, const JsonLimits& limits) {
+  return parse<Json>(text, where, limits);
+}
+
+SortedJson parse_sorted_json(std::string_view text, const std::string& where,
+                             const JsonLimits& limits) {
+  return parse<SortedJson>(text, where, limits);
+}
+
+Json read_json_file(const std::filesystem::path& path, const JsonLimits& limits) {
+  return parse<Json>(read_text(path, limits), path.string(), limits);
+}
+
+SortedJson read_sorted_json_file(const std::filesystem::path& path, const JsonLimits& limits) {
+  return parse<SortedJson>(read_text(path, limits), path.string(), limits);
 }
 
 Fields::Fields(const Json& object, std::string where) : object_(&object), where_(std::move(where)) {

@@ -16,8 +16,8 @@ std::string quoted(const std::string& name) {
   return name.size() <= 200 ? "'" + name + "'" : "'" + name.substr(0, 200) + "...'";
 }
 
-std::string excerpt(const Json& value) {
-  std::string text = value.dump(-1, ' ', false, Json::error_handler_t::replace);
+std::string excerpt(const SortedJson& value) {
+  std::string text = value.dump(-1, ' ', false, SortedJson::error_handler_t::replace);
   return text.size() <= 80 ? text : text.substr(0, 77) + "...";
 }
 
@@ -28,7 +28,7 @@ struct Place {
   std::string text() const { return file + ": tensor " + quoted(tensor); }
 };
 
-DType parse_dtype(const Json& entry, const Place& place) {
+DType parse_dtype(const SortedJson& entry, const Place& place) {
   const auto found = entry.find("dtype");
   if (found == entry.end() || !found->is_string()) {
     fail(ErrorCode::InvalidFormat, "{}: 'dtype' is {}; expected a string", place.text(),
@@ -43,7 +43,7 @@ DType parse_dtype(const Json& entry, const Place& place) {
   return *dtype;
 }
 
-std::vector<std::int64_t> parse_shape(const Json& entry, const Place& place) {
+std::vector<std::int64_t> parse_shape(const SortedJson& entry, const Place& place) {
   const auto found = entry.find("shape");
   if (found == entry.end() || !found->is_array()) {
     fail(ErrorCode::InvalidFormat, "{}: 'shape' is {}; expected a list of whole numbers",
@@ -55,7 +55,7 @@ std::vector<std::int64_t> parse_shape(const Json& entry, const Place& place) {
   }
   std::vector<std::int64_t> shape;
   shape.reserve(found->size());
-  for (const Json& item : *found) {
+  for (const SortedJson& item : *found) {
     // A negative number is an integer but not an unsigned one; one beyond 2^64 is a float.
     if (!item.is_number_unsigned() || item.get<std::uint64_t>() > INT64_MAX) {
       fail(ErrorCode::InvalidFormat,
@@ -82,7 +82,7 @@ std::uint64_t parse_size(DType dtype, std::span<const std::int64_t> shape, const
   return static_cast<std::uint64_t>(bits / 8);
 }
 
-std::pair<std::uint64_t, std::uint64_t> parse_offsets(const Json& entry, const Place& place) {
+std::pair<std::uint64_t, std::uint64_t> parse_offsets(const SortedJson& entry, const Place& place) {
   const auto found = entry.find("data_offsets");
   const bool pair = found != entry.end() && found->is_array() && found->size() == 2 &&
                     (*found)[0].is_number_unsigned() && (*found)[1].is_number_unsigned();
@@ -94,7 +94,7 @@ std::pair<std::uint64_t, std::uint64_t> parse_offsets(const Json& entry, const P
   return {(*found)[0].get<std::uint64_t>(), (*found)[1].get<std::uint64_t>()};
 }
 
-TensorInfo parse_entry(const Json& entry, std::uint64_t data_begin, std::uint64_t data_size,
+TensorInfo parse_entry(const SortedJson& entry, std::uint64_t data_begin, std::uint64_t data_size,
                        const Place& place) {
   if (!entry.is_object()) {
     fail(ErrorCode::InvalidFormat, "{}: described by {}; expected an object", place.text(),
@@ -166,7 +166,8 @@ void check_coverage(const SafetensorsHeader& header, std::uint64_t file_size,
   }
 }
 
-std::map<std::string, std::string> parse_metadata(const Json& value, const std::string& where) {
+std::map<std::string, std::string> parse_metadata(const SortedJson& value,
+                                                  const std::string& where) {
   if (!value.is_object()) {
     fail(ErrorCode::InvalidFormat, "{}: '__metadata__' is {}; expected an object of strings", where,
          excerpt(value));
