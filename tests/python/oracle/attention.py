@@ -39,7 +39,8 @@ def rotated(views, x):
     frequencies = views["rotary.frequencies"]
     begin, dims = int(number(views, "rotary.begin")), int(number(views, "rotary.dims"))
     angles = torch.arange(x.shape[1], dtype=torch.float64)[:, None] * frequencies[None, :]
-    cos, sin = angles.cos() * number(views, "rotary.scale"), angles.sin() * number(views, "rotary.scale")
+    scale = number(views, "rotary.scale")
+    cos, sin = angles.cos() * scale, angles.sin() * scale
     part = x[..., begin : begin + dims]
     if views["meta"]["rotary.layout"] == "half":
         a, b = part[..., : dims // 2], part[..., dims // 2 :]
@@ -143,3 +144,52 @@ def fused_logits_error(views, x):
             )
         )
     return max(errors)
+
+
+def bare_norm(views, name, x):
+    """The norm without what folding moves into the matrices: its scalar for each token alone."""
+    kind = views["meta"].get(name + ".kind")
+    if kind is None:
+        return x
+    centred = x - x.mean(-1, keepdim=True) if kind == "layer" else x
+    return x / torch.sqrt(centred.square().mean(-1, keepdim=True) + number(views, name + ".eps"))
+
+
+def projections(views, x):
+    """What each projection gives for x, the vectors that attention reads."""
+    read_q, read_kv = latents(views, x)
+    out = {
+        "q": norm(views, "q_head", with_bias(views, "q_bias", read_q @ views["q"])),
+        "k": norm(views, "k_head", with_bias(views, "k_bias", read_kv @ views["k"])),
+        "v": with_bias(views, "v_bias", read_kv @ views["v"]),
+    }
+    if "q_rope" in views:
+        out["q_rope"] = read_q @ views["q_rope"]
+        out["kpe"] = with_bias(views, "kpe_bias", x @ views["kpe"])
+    return out
+
+
+def folded_projections(plain, folded, before_norm):
+    """The same from folded matrices: data meets each norm's scalar only, which the plain views
+    (they know eps) give."""
+    x = bare_norm(plain, "input", before_norm)
+    read_q = read_kv = x
+    if "qa" in folded:
+        read_q = bare_norm(plain, "q_latent", with_bias(folded, "qa_bias", x @ folded["qa"]))
+    if "kva" in folded:
+        read_kv = bare_norm(plain, "kv_latent", with_bias(folded, "kva_bias", x @ folded["kva"]))
+
+    def head(name, read):
+        out = with_bias(folded, name + "_bias", read @ folded[name])
+        if name + "_head.kind" not in plain["meta"]:
+            return out
+        # The scalar of a head's norm is that of the vector before gamma, which folding multiplied.
+        before = out / plain[name + "_head.weight"]
+        return out / before * bare_norm(plain, name + "_head", before)
+
+    out = {"q": head("q", read_q), "k": head("k", read_kv)}
+    out["v"] = with_bias(folded, "v_bias", read_kv @ folded["v"])
+    if "q_rope" in folded:
+        out["q_rope"] = read_q @ folded["q_rope"]
+        out["kpe"] = with_bias(folded, "kpe_bias", x @ folded["kpe"])
+    return out
