@@ -83,7 +83,18 @@ AnyJson parse(std::string_view text, const std::string& where, const JsonLimits&
   }
 }
 
-std::string read_text(const std::filesystem::path& path, const JsonLimits& limits) {
+}  // namespace
+
+Json parse_json(std::string_view text, const std::string& where, const JsonLimits& limits) {
+  return parse<Json>(text, where, limits);
+}
+
+SortedJson parse_sorted_json(std::string_view text, const std::string& where,
+                             const JsonLimits& limits) {
+  return parse<SortedJson>(text, where, limits);
+}
+
+std::string read_text_file(const std::filesystem::path& path, const JsonLimits& limits) {
   std::error_code status;
   if (!std::filesystem::exists(path, status)) {
     fail(ErrorCode::NotFound, "{}: no such file", path.string());
@@ -101,23 +112,8 @@ std::string read_text(const std::filesystem::path& path, const JsonLimits& limit
   return text;
 }
 
-}  // namespace
-
-Json parse_json(std::string_view text, const std::string& where, const JsonLimits& limits) {
-  return parse<Json>(text, where, limits);
-}
-
-SortedJson parse_sorted_json(std::string_view text, const std::string& where,
-                             const JsonLimits& limits) {
-  return parse<SortedJson>(text, where, limits);
-}
-
 Json read_json_file(const std::filesystem::path& path, const JsonLimits& limits) {
-  return parse<Json>(read_text(path, limits), path.string(), limits);
-}
-
-SortedJson read_sorted_json_file(const std::filesystem::path& path, const JsonLimits& limits) {
-  return parse<SortedJson>(read_text(path, limits), path.string(), limits);
+  return parse_json(read_text_file(path, limits), path.string(), limits);
 }
 
 Fields::Fields(const Json& object, std::string where) : object_(&object), where_(std::move(where)) {

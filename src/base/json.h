@@ -33,7 +33,8 @@ SortedJson parse_sorted_json(std::string_view text, const std::string& where,
 
 /// Reads and parses a file. Throws NotFound if there is none, Io, or as parse_json.
 Json read_json_file(const std::filesystem::path& path, const JsonLimits& limits = {});
-SortedJson read_sorted_json_file(const std::filesystem::path& path, const JsonLimits& limits = {});
+/// The text of such a file, unparsed. Throws NotFound, Io, InvalidFormat (too large).
+std::string read_text_file(const std::filesystem::path& path, const JsonLimits& limits = {});
 
 /// An object of a JSON document together with the name of the place it came from, so that every
 /// message about a missing or wrong field says the file and the field.

@@ -12,13 +12,14 @@
 #include <vector>
 
 #include "base/json.h"
+#include "checkpoint/block_scales.h"
 #include "checkpoint/safetensors.h"
 
 namespace subspace {
 
-/// A model folder in Hugging Face layout: config.json, and either model.safetensors or
-/// model.safetensors.index.json with its shards. Shards are opened (mapped, header validated) when
-/// a tensor of theirs is first asked for; nothing else is touched.
+/// A model folder in Hugging Face layout: config.json, and either model.safetensors (or the one
+/// safetensors file there is) or model.safetensors.index.json with its shards. Shards are opened
+/// (mapped, header validated) when a tensor of theirs is first asked for; nothing else is touched.
 ///
 /// Throws NotFound (no folder, no config.json, no weights: says what was looked for and what is
 /// there instead), InvalidFormat (index naming a shard outside the folder, ...).
@@ -49,21 +50,23 @@ class Checkpoint {
   /// Bytes of tensors handed out so far. Safe to call from any thread, as are all const members.
   std::uint64_t bytes_read() const;
 
-  /// Decodes a whole 2-D (or 1-D: [1, n]) tensor to float64, row-major, on the CPU.
-  /// FP8 e4m3 is scaled by its 128x128 blocks: `<name>_scale_inv` or, in the maker's own naming,
-  /// `<stem>.scale` (F32, BF16, or F8_E8M0), which may sit in another shard; its shape must be
-  /// [ceil(M/128), ceil(N/128)]. With `allow_nonfinite`, NaN and Inf are let through.
+  /// Decodes a whole tensor to float64, row-major, on the CPU; [n] counts as [1, n], [a, b, c] as
+  /// [a, b c]. FP8 e4m3 is multiplied by the scales of its blocks (128x128, or the configuration's
+  /// weight_block_size): `<name>_scale_inv`, `<name>_scale` or, in the maker's own naming,
+  /// `<stem>.scale` (F32, BF16, F16 or F8_E8M0), which may sit in another shard; its shape must be
+  /// [ceil(M/128), ceil(N/128)], or a single scale for the tensor. With `allow_nonfinite`, NaN and
+  /// Inf are let through. Exact. Reads in pieces of 256 kB a thread, so that a tensor costs no
+  /// memory beyond `out` and a file that shrinks meanwhile is an Io error.
   /// Throws NotFinite naming tensor, row, column and value; Unsupported for integer types
   /// (naming compressed-tensors INT4 if that is what it is); NotFound for a missing scale.
   void decode(const std::string& name, double* out, int threads,
               bool allow_nonfinite = false) const;
 
-  /// FP8 block scales as float32 [ceil(M/128), ceil(N/128)], or empty if the tensor has none.
-  std::vector<float> block_scales(const std::string& name) const;
+  /// FP8 block scales as float32 [ceil(M/128), ceil(N/128)], or empty if the tensor is not
+  /// F8_E4M3 or has none. Throws InvalidShape, InvalidValue for a negative scale, NotFinite.
+  std::vector<float> block_scales(const std::string& name, bool allow_nonfinite = false) const;
 
  private:
-  void read_index();
-  void read_block_size();
   const SafetensorsFile& shard(const std::string& file) const;
   void count(const std::string& name, std::uint64_t bytes) const;
   /// Name of the tensor with the block scales of `name`, or empty.
@@ -72,8 +75,7 @@ class Checkpoint {
                    int threads, bool allow_nonfinite) const;
 
   std::filesystem::path folder_;
-  std::int64_t block_rows_ = 128;
-  std::int64_t block_cols_ = 128;
+  BlockSize block_;
   std::uint64_t declared_bytes_ = 0;
   Json config_;
   std::vector<std::string> names_;

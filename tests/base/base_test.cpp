@@ -3,6 +3,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <cmath>
 #include <csignal>
 #include <filesystem>
@@ -128,6 +129,60 @@ TEST_F(Folder, OneProcessHoldsAFolder) {
   EXPECT_NE(std::string(error.what()).find(std::to_string(::getpid())), std::string::npos);
 }
 
+TEST_F(Folder, AKilledHolderLetsGo) {
+  int ready[2];
+  ASSERT_EQ(::pipe(ready), 0);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    const FolderLock lock(path_);
+    (void)!::write(ready[1], "x", 1);
+    for (;;) ::pause();
+  }
+  char byte = 0;
+  ASSERT_EQ(::read(ready[0], &byte, 1), 1);
+  const Error error = error_of([&] { FolderLock second(path_); });
+  EXPECT_EQ(error.code(), ErrorCode::Busy);
+  EXPECT_NE(std::string(error.what()).find(std::to_string(child)), std::string::npos);
+  ::kill(child, SIGKILL);
+  ::waitpid(child, nullptr, 0);
+  EXPECT_NO_THROW(FolderLock{path_});
+  ::close(ready[0]);
+  ::close(ready[1]);
+}
+
+TEST_F(Folder, AnUnwritableFolderIsNamed) {
+  for (const fs::path& folder : {path_ / "none", fs::path("/proc")}) {
+    const Error file = error_of([&] { AtomicFile made(folder / "x"); });
+    EXPECT_EQ(file.code(), ErrorCode::Io);
+    EXPECT_NE(std::string(file.what()).find(folder.string()), std::string::npos) << file.what();
+    EXPECT_EQ(error_of([&] { FolderLock made(folder); }).code(), ErrorCode::Io);
+  }
+  EXPECT_EQ(error_of([&] { create_folder("/proc/none"); }).code(), ErrorCode::Io);
+}
+
+TEST_F(Folder, AnObjectOfVeryManyKeysParsesInLinearTime) {
+  std::string text = "{";
+  for (int i = 0; i < 200000; ++i) text += fmt::format("{}\"model.layers.{}\":1", i ? "," : "", i);
+  text += "}";
+  const auto start = std::chrono::steady_clock::now();
+  EXPECT_EQ(parse_sorted_json(text, "index").size(), 200000u);
+  // Looking every key up among all others would take minutes.
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(20));
+}
+
+TEST_F(Folder, FilesThatAreNoJsonAreNamed) {
+  EXPECT_EQ(error_of([&] { read_json_file(path_ / "none"); }).code(), ErrorCode::NotFound);
+  write_file_atomically(path_ / "bad", "{");
+  EXPECT_EQ(error_of([&] { read_json_file(path_ / "bad"); }).code(), ErrorCode::InvalidFormat);
+  write_file_atomically(path_ / "large", std::string(101, ' '));
+  EXPECT_EQ(error_of([&] {
+              read_json_file(path_ / "large", {100, 8});
+            }).code(),
+            ErrorCode::InvalidFormat);
+  fs::create_directory(path_ / "folder");
+  EXPECT_EQ(error_of([&] { read_json_file(path_ / "folder"); }).code(), ErrorCode::Io);
+}
+
 TEST_F(Folder, AFileInTheWayOfAFolderIsNamed) {
   write_file_atomically(path_ / "taken", "");
   EXPECT_EQ(error_of([&] { create_folder(path_ / "taken"); }).code(), ErrorCode::Io);
@@ -140,6 +195,32 @@ TEST(Random, PhiloxKnownAnswers) {
   const std::uint64_t ones = ~std::uint64_t{0};
   EXPECT_EQ(philox(ones, ones, ones),
             (std::array<std::uint32_t, 4>{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}));
+}
+
+TEST(Random, PhiloxKnownAnswerOfPi) {
+  EXPECT_EQ(philox(0x299f31d0a4093822, 0x85a308d3243f6a88, 0x0370734413198a2e),
+            (std::array<std::uint32_t, 4>{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}));
+}
+
+TEST(Random, MomentsOfTheUniform) {
+  Random random(3);
+  double sum = 0, square = 0;
+  constexpr int kCount = 200000;
+  for (int i = 0; i < kCount; ++i) {
+    const double x = random.uniform();
+    ASSERT_TRUE(x > 0 && x < 1);
+    sum += x - 0.5;
+    square += (x - 0.5) * (x - 0.5);
+  }
+  // Five standard errors: sqrt(1/12/n) and sqrt(1/180/n).
+  EXPECT_NEAR(sum / kCount, 0, 5 * std::sqrt(1.0 / 12 / kCount));
+  EXPECT_NEAR(square / kCount, 1.0 / 12, 5 * std::sqrt(1.0 / 180 / kCount));
+}
+
+TEST(Random, StreamsAndSeedsDiffer) {
+  EXPECT_NE(Random(1, 0).word(), Random(1, 1).word());
+  EXPECT_NE(Random(1, 0).word(), Random(2, 0).word());
+  EXPECT_EQ(Random(1, 7).word(), Random(1, 7).word());
 }
 
 TEST(Random, MomentsOfTheNormal) {
@@ -159,11 +240,35 @@ TEST(Random, MomentsOfTheNormal) {
 
 TEST(ProgressTest, Units) {
   EXPECT_EQ(format_seconds(0.0123), "12 ms");
+  EXPECT_EQ(format_seconds(0.9996), "1.0 s");
+  EXPECT_EQ(format_seconds(12.34), "12.3 s");
+  EXPECT_EQ(format_seconds(99.96), "1 min 40 s");
   EXPECT_EQ(format_seconds(200), "3 min 20 s");
   EXPECT_EQ(format_seconds(3720), "1 h 02 min");
   EXPECT_EQ(format_bytes(11'400'000'000), "11 GB");
   EXPECT_EQ(format_bytes(1'400'000'000), "1.4 GB");
   EXPECT_EQ(format_bytes(12), "12 B");
+  EXPECT_EQ(format_bytes(999'600), "1.0 MB");
+}
+
+TEST(ProgressTest, LinesSayWhatIsDoneAndLeft) {
+  testing::internal::CaptureStderr();
+  {
+    Progress progress("layer", 3, 1);
+    progress.step("twelve heads");
+    progress.step("");
+  }
+  const std::string text = testing::internal::GetCapturedStderr();
+  EXPECT_NE(text.find("layer 2/3  twelve heads"), std::string::npos) << text;
+  EXPECT_NE(text.find("left"), std::string::npos) << text;
+  EXPECT_NE(text.find("layer 3/3"), std::string::npos) << text;
+  EXPECT_NE(text.find("in all"), std::string::npos) << text;
+  set_quiet(true);
+  testing::internal::CaptureStderr();
+  message("hello");
+  Progress("layer", 1).step("");
+  set_quiet(false);
+  EXPECT_EQ(testing::internal::GetCapturedStderr(), "");
 }
 
 }  // namespace

@@ -3,8 +3,8 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <fstream>
 
 #include "base/error.h"
@@ -180,87 +180,185 @@ TEST_F(Model, AFileThatShrinksIsAnErrorAndNoCrash) {
   expect_error(ErrorCode::Io, [&] { checkpoint.decode("w", out.data(), 2); });
 }
 
-std::string with_length(const std::string& header, const std::string& data = "") {
-  const std::uint64_t length = header.size();
-  std::string file(8, '\0');
-  std::memcpy(file.data(), &length, 8);
-  return file + header + data;
+TEST_F(Model, ScalesBesideOtherTypesAreIgnored) {
+  SafetensorsWriter writer(path_ / "model.safetensors",
+                           {{"w.weight", DType::F32, {1}}, {"w.scale", DType::F32, {7}}});
+  const float values[8] = {3, 9, 9, 9, 9, 9, 9, 9};
+  writer.append("w.weight", values, 4);
+  writer.append("w.scale", values + 1, 28);
+  writer.finish();
+  double out = 0;
+  Checkpoint(path_).decode("w.weight", &out, 1);
+  EXPECT_EQ(out, 3);
 }
 
-struct BadHeader {
-  const char* name;
-  std::string file;
+/// Writes an e4m3 matrix of ones with one scale tensor, and decodes it.
+class Fp8 : public Model {
+ protected:
+  std::vector<double> decoded(std::int64_t rows, std::int64_t cols, const char* scale_name,
+                              DType scale_type, std::vector<std::int64_t> scale_shape,
+                              const std::string& scale_bytes, bool allow_nonfinite = false) {
+    const std::vector<unsigned char> weight(static_cast<std::size_t>(rows * cols), 0x38);
+    SafetensorsWriter writer(path_ / "model.safetensors",
+                             {{"w.weight", DType::F8_E4M3, {rows, cols}},
+                              {scale_name, scale_type, std::move(scale_shape)}});
+    writer.append("w.weight", weight.data(), weight.size());
+    writer.append(scale_name, scale_bytes.data(), scale_bytes.size());
+    writer.finish();
+    std::vector<double> out(weight.size());
+    Checkpoint(path_).decode("w.weight", out.data(), 2, allow_nonfinite);
+    return out;
+  }
+  template <typename T>
+  static std::string bytes(std::vector<T> values) {
+    return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T)};
+  }
 };
 
-class Header : public testing::TestWithParam<BadHeader> {};
-
-TEST_P(Header, IsRefused) {
-  const std::string& file = GetParam().file;
-  const auto bytes = std::as_bytes(std::span(file.data(), file.size()));
-  try {
-    parse_safetensors_header(bytes, file.size(), "file");
-    FAIL() << "accepted";
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), ErrorCode::InvalidFormat) << error.what();
-    EXPECT_EQ(std::string(error.what()).rfind("file", 0), 0u) << error.what();
+TEST_F(Fp8, OneScaleForTheTensor) {
+  for (const char* name : {"w.weight_scale_inv", "w.weight_scale", "w.scale"}) {
+    EXPECT_EQ(decoded(130, 200, name, DType::F32, {}, bytes<float>({2.5})),
+              std::vector<double>(130 * 200, 2.5));
+    EXPECT_EQ(decoded(130, 200, name, DType::F32, {1}, bytes<float>({2.5})),
+              std::vector<double>(130 * 200, 2.5));
   }
 }
 
-std::string entry(const char* dtype, const char* shape, const char* offsets) {
-  return fmt::format(R"({{"dtype":"{}","shape":{},"data_offsets":{}}})", dtype, shape, offsets);
+TEST_F(Fp8, Bf16AndF16Scales) {
+  const auto bf16 = decoded(1, 129, "w.weight_scale_inv", DType::BF16, {1, 2},
+                            bytes<std::uint16_t>({0x3f80, 0x4000}));
+  EXPECT_EQ(bf16[127], 1);
+  EXPECT_EQ(bf16[128], 2);
+  EXPECT_EQ(decoded(1, 1, "w.weight_scale_inv", DType::F16, {1, 1}, bytes<std::uint16_t>({0x3800})),
+            std::vector<double>{0.5});
 }
 
-std::string one(const char* dtype, const char* shape, const char* offsets, std::size_t data) {
-  return with_length(R"({"a":)" + entry(dtype, shape, offsets) + "}", std::string(data, 'x'));
+TEST_F(Fp8, BlockSizeOfTheConfiguration) {
+  for (const char* config :
+       {R"({"quantization_config":{"weight_block_size":[2,3]}})",
+        R"({"text_config":{"quantization_config":{"weight_block_size":[2,3]}}})"}) {
+    write("config.json", config);
+    const auto out =
+        decoded(3, 4, "w.weight_scale_inv", DType::F32, {2, 2}, bytes<float>({1, 2, 3, 4}));
+    EXPECT_EQ(out, (std::vector<double>{1, 1, 1, 2, 1, 1, 1, 2, 3, 3, 3, 4}));
+  }
+  for (const char* size : {"128", "[128]", "[0,128]", "[-1,128]", "[1.5,2]", "[65537,1]", "\"x\"",
+                           "[18446744073709551615,1]"}) {
+    write("config.json",
+          fmt::format(R"({{"quantization_config":{{"weight_block_size":{}}}}})", size));
+    expect_says(expect_error(ErrorCode::InvalidValue, [&] { Checkpoint c(path_); }),
+                {"config.json", "weight_block_size", "[128, 128]"});
+  }
 }
 
-std::string two(const char* first, const char* second, std::size_t data) {
-  return with_length(
-      R"({"a":)" + entry("U8", "[4]", first) + R"(,"b":)" + entry("U8", "[4]", second) + "}",
-      std::string(data, 'x'));
+TEST_F(Fp8, BadScalesAreNamed) {
+  expect_says(
+      expect_error(
+          ErrorCode::InvalidValue,
+          [&] {
+            decoded(130, 1, "w.weight_scale_inv", DType::F32, {2, 1}, bytes<float>({1, -2}));
+          }),
+      {"w.weight_scale_inv", "-2", "[1, 0]"});
+  expect_says(expect_error(ErrorCode::NotFinite,
+                           [&] {
+                             decoded(130, 1, "w.scale", DType::F8_E8M0, {2, 1}, "\x7f\xff");
+                           }),
+              {"w.scale", "nan", "[1, 0]"});
+  const auto out = decoded(130, 1, "w.scale", DType::F8_E8M0, {2, 1}, "\x7f\xff", true);
+  EXPECT_EQ(out[127], 1);
+  EXPECT_TRUE(std::isnan(out[128]));
+  expect_says(
+      expect_error(ErrorCode::Unsupported,
+                   [&] {
+                     decoded(1, 1, "w.weight_scale_inv", DType::I32, {1, 1}, bytes<int>({1}));
+                   }),
+      {"w.weight_scale_inv", "I32"});
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Rules, Header,
-    testing::Values(
-        BadHeader{"empty_file", ""}, BadHeader{"seven_bytes", "1234567"},
-        BadHeader{"length_2_60", std::string("\0\0\0\0\0\0\0\x10", 8) + "{}"},
-        BadHeader{"length_beyond_file", std::string("\x40\0\0\0\0\0\0\0", 8) + "{}"},
-        BadHeader{"length_zero", std::string(8, '\0')}, BadHeader{"no_object", with_length("[]")},
-        BadHeader{"no_json", with_length("{\"a\"")},
-        BadHeader{"too_deep",
-                  with_length("{\"a\":" + std::string(500, '[') + std::string(500, ']') + "}")},
-        BadHeader{"duplicate", with_length("{\"a\":" + entry("U8", "[0]", "[0,0]") +
-                                           ",\"a\":" + entry("U8", "[0]", "[0,0]") + "}")},
-        BadHeader{"unknown_dtype", one("F7", "[1]", "[0,4]", 4)},
-        BadHeader{"entry_no_object", with_length("{\"a\":3}")},
-        BadHeader{"no_shape", with_length(R"({"a":{"dtype":"U8","data_offsets":[0,0]}})")},
-        BadHeader{"negative_dimension", one("U8", "[-1]", "[0,1]", 1)},
-        BadHeader{"dimension_no_number", one("U8", "[1.5]", "[0,1]", 1)},
-        BadHeader{"product_overflow", one("U8", "[4294967296,4294967296]", "[0,1]", 1)},
-        BadHeader{"offsets_backwards", one("U8", "[1]", "[1,0]", 1)},
-        BadHeader{"offsets_beyond_file", one("U8", "[8]", "[0,8]", 4)},
-        BadHeader{"offsets_huge",
-                  one("U8", "[1]", "[18446744073709551615,18446744073709551616]", 1)},
-        BadHeader{"size_is_not_shape", one("F32", "[2]", "[0,4]", 4)},
-        BadHeader{"overlap", two("[0,4]", "[2,6]", 6)},
-        BadHeader{"hole", two("[0,4]", "[6,10]", 10)},
-        BadHeader{"trailing_bytes", one("U8", "[4]", "[0,4]", 9)},
-        BadHeader{"truncated_data", two("[0,4]", "[4,8]", 7)},
-        BadHeader{"metadata_no_strings", with_length(R"({"__metadata__":{"a":1}})")}),
-    [](const auto& info) { return info.param.name; });
+TEST_F(Fp8, TheFirstBadValueIsNamedWhateverTheThreads) {
+  std::vector<unsigned char> weight(3000 * 1000, 0x38);
+  weight[2'345'678] = 0x7f;
+  weight[2'999'999] = 0xff;
+  SafetensorsWriter writer(path_ / "model.safetensors", {{"w", DType::F8_E4M3, {3000, 1000}},
+                                                         {"w_scale_inv", DType::F32, {24, 8}}});
+  writer.append("w", weight.data(), weight.size());
+  const std::vector<float> scales(24 * 8, 1);
+  writer.append("w_scale_inv", scales.data(), scales.size() * 4);
+  writer.finish();
+  std::vector<double> out(weight.size());
+  for (const int threads : {1, 2, 7}) {
+    expect_says(expect_error(ErrorCode::NotFinite,
+                             [&] { Checkpoint(path_).decode("w", out.data(), threads); }),
+                {"'w'", "nan", "[2345, 678]"});
+  }
+}
 
-TEST(HeaderTest, WhatIsRightIsAccepted) {
-  const std::string file = with_length(
-      R"({"__metadata__":{"format":"pt"},"b":)" + entry("F32", "[]", "[0,4]") + R"(,"a":)" +
-          entry("BF16", "[2,0]", "[4,4]") + R"(,"c":)" + entry("U8", "[3]", "[4,7]") + "}   ",
-      "1234567");
-  const auto header = parse_safetensors_header(std::as_bytes(std::span(file.data(), file.size())),
-                                               file.size(), "f");
-  EXPECT_EQ(header.tensors.size(), 3u);
-  EXPECT_EQ(header.tensors.at("b").elements(), 1);
-  EXPECT_EQ(header.tensors.at("a").elements(), 0);
-  EXPECT_EQ(header.metadata.at("format"), "pt");
+TEST_F(Model, EveryThreadCountGivesTheSameValues) {
+  std::vector<float> values(777 * 1001);
+  for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i) * 0.25f - 1000;
+  tensor<float>("model.safetensors", "w", DType::F32, {777, 1001}, values);
+  for (const int threads : {1, 2, 5}) {
+    std::vector<double> out(values.size());
+    Checkpoint(path_).decode("w", out.data(), threads);
+    EXPECT_TRUE(std::equal(out.begin(), out.end(), values.begin())) << threads;
+  }
+}
+
+TEST_F(Model, TheSingleFileComesFirstAndMayHaveAnotherName) {
+  tensor<float>("odd.safetensors", "w", DType::F32, {1}, {1});
+  tensor<float>("adapter_model.safetensors", "lora", DType::F32, {1}, {1});
+  EXPECT_TRUE(Checkpoint(path_).has("w"));
+  write("model.safetensors.index.json", R"({"weight_map":{"indexed":"gone.safetensors"}})");
+  EXPECT_TRUE(Checkpoint(path_).has("indexed"));
+  tensor<float>("model.safetensors", "single", DType::F32, {1}, {1});
+  EXPECT_EQ(Checkpoint(path_).names(), std::vector<std::string>{"single"});
+}
+
+TEST_F(Model, AnAbsentShardCountsByTheIndexsTotal) {
+  write("model.safetensors.index.json",
+        R"({"metadata":{"total_size":12345},"weight_map":{"w":"gone.safetensors"}})");
+  EXPECT_EQ(Checkpoint(path_).total_bytes(), 12345u);
+  EXPECT_EQ(Checkpoint(path_).shards(), std::vector<std::string>{"gone.safetensors"});
+}
+
+std::int64_t resident_bytes() {
+  std::ifstream statm("/proc/self/statm");
+  std::int64_t size = 0;
+  std::int64_t resident = 0;
+  statm >> size >> resident;
+  return resident * ::sysconf(_SC_PAGESIZE);
+}
+
+/// 24 tensors of 8 MiB stream through a process that may grow by two of them.
+TEST_F(Model, MemoryStaysBoundedWhileAFileStreamsThrough) {
+  constexpr std::int64_t kValues = 1 << 20;
+  constexpr int kTensors = 24;
+  std::vector<SafetensorsWriter::Entry> entries;
+  for (int i = 0; i < kTensors; ++i) {
+    entries.push_back({fmt::format("t{}", i), DType::F64, {kValues}});
+  }
+  std::vector<double> buffer(kValues, 1.5);
+  SafetensorsWriter writer(path_ / "model.safetensors", entries);
+  for (const auto& entry : entries) writer.append(entry.name, buffer.data(), kValues * 8);
+  writer.finish();
+
+  const Checkpoint checkpoint(path_);
+  const std::int64_t before = resident_bytes();
+  for (const auto& entry : entries) {
+    checkpoint.decode(entry.name, buffer.data(), 2);
+    EXPECT_LT(resident_bytes() - before, 16 << 20) << "decode of " << entry.name;
+  }
+  std::int64_t peak = 0;
+  unsigned sum = 0;
+  for (const auto& entry : entries) {
+    for (const std::byte value : checkpoint.bytes(entry.name)) sum += static_cast<unsigned>(value);
+    peak = std::max(peak, resident_bytes() - before);
+    checkpoint.drop(entry.name);
+    EXPECT_LT(resident_bytes() - before, 16 << 20) << "drop of " << entry.name;
+  }
+  EXPECT_NE(sum, 0u);
+  EXPECT_GT(peak, 7 << 20);  // the mapping was indeed resident before it was dropped
+  EXPECT_EQ(checkpoint.bytes_read(), std::uint64_t{kValues} * 8 * kTensors);
 }
 
 class Cache : public Model {

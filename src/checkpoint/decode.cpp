@@ -1,0 +1,171 @@
+#include <algorithm>
+#include <atomic>
+#include <exception>
+#include <limits>
+#include <thread>
+
+#include "base/error.h"
+#include "checkpoint/block_scales.h"
+#include "checkpoint/checkpoint.h"
+#include "kernels/dequantize.h"
+
+namespace subspace {
+namespace {
+
+// A piece and what it decodes to should stay in a core's second cache together.
+constexpr std::int64_t kPieceBytes = 256 << 10;
+// Beyond this the output cannot stay in cache, whatever is done with it next.
+constexpr std::int64_t kStreamBytes = 8 << 20;
+constexpr std::int64_t kNone = std::numeric_limits<std::int64_t>::max();
+
+kernels::Format format_of(DType dtype, const std::string& where) {
+  switch (dtype) {
+    case DType::F64:
+      return kernels::Format::f64;
+    case DType::F32:
+      return kernels::Format::f32;
+    case DType::F16:
+      return kernels::Format::f16;
+    case DType::BF16:
+      return kernels::Format::bf16;
+    case DType::F8_E4M3:
+      return kernels::Format::f8_e4m3;
+    case DType::F8_E8M0:
+      return kernels::Format::f8_e8m0;
+    default:
+      fail(ErrorCode::Unsupported,
+           "{}: stored as {}; weights are read from F64, F32, F16, BF16 and F8_E4M3", where,
+           dtype_name(dtype));
+  }
+}
+
+/// One tensor on its way from the file to float64. Several threads take pieces in order: read into
+/// the thread's own buffer (a file that shrinks meanwhile is then a short read and an error, where
+/// a mapping would end the process), then convert.
+class Decoding {
+ public:
+  Decoding(const SafetensorsFile& file, const TensorInfo& tensor, const kernels::Dequantize& whole)
+      : file_(file), tensor_(tensor), whole_(whole) {
+    // Scales need whole rows; without them a tensor is one run of values.
+    unit_ = whole.scale ? whole.cols : 1;
+    units_ = whole.rows * whole.cols / unit_;
+    size_ = dtype_size(tensor.dtype);
+    step_ = std::clamp<std::int64_t>(kPieceBytes / (unit_ * size_), 1, units_);
+  }
+
+  /// The flat index of the first value that is not finite, or kNone.
+  std::int64_t run(int threads, bool stop_at_bad) {
+    const std::int64_t pieces = (units_ + step_ - 1) / step_;
+    const auto workers =
+        static_cast<int>(std::clamp<std::int64_t>(pieces, 1, std::max(threads, 1)));
+    std::vector<std::exception_ptr> errors(static_cast<std::size_t>(workers));
+    {
+      std::vector<std::jthread> others;
+      for (int t = 1; t < workers; ++t) {
+        others.emplace_back([&, t] { work(errors[static_cast<std::size_t>(t)], stop_at_bad); });
+      }
+      work(errors[0], stop_at_bad);
+    }
+    for (const auto& error : errors) {
+      if (error) std::rethrow_exception(error);
+    }
+    return bad_;
+  }
+
+ private:
+  void work(std::exception_ptr& error, bool stop_at_bad) {
+    try {
+      std::vector<std::byte> piece(static_cast<std::size_t>(step_ * unit_ * size_));
+      while (!stop_) {
+        const std::int64_t unit = next_.fetch_add(step_);
+        if (unit >= units_) break;
+        const std::int64_t bad = convert(unit, std::min(step_, units_ - unit), piece);
+        if (bad < 0) continue;
+        // Pieces are handed out in order, so every earlier one is in some thread's hands and will
+        // be finished: the smallest index found is the first there is.
+        std::int64_t first = bad_;
+        while (bad < first && !bad_.compare_exchange_weak(first, bad)) {
+        }
+        if (stop_at_bad) stop_ = true;
+      }
+    } catch (...) {
+      error = std::current_exception();
+      stop_ = true;
+    }
+  }
+
+  std::int64_t convert(std::int64_t unit, std::int64_t count, std::vector<std::byte>& piece) {
+    const std::int64_t first = unit * unit_;
+    file_.read(tensor_, static_cast<std::uint64_t>(first * size_), piece.data(),
+               static_cast<std::size_t>(count * unit_ * size_));
+    kernels::Dequantize p = whole_;
+    p.in = piece.data();
+    p.out = whole_.out + first;
+    p.rows = whole_.scale ? count : 1;
+    p.cols = whole_.scale ? whole_.cols : count;
+    p.row0 = whole_.scale ? unit : 0;
+    const std::int64_t bad = kernels::dequantize_cpu(p, 1);
+    return bad < 0 ? -1 : first + bad;
+  }
+
+  const SafetensorsFile& file_;
+  const TensorInfo& tensor_;
+  const kernels::Dequantize whole_;
+  std::int64_t unit_, units_, size_, step_;
+  std::atomic<std::int64_t> next_{0};
+  std::atomic<std::int64_t> bad_{kNone};
+  std::atomic<bool> stop_{false};
+};
+
+}  // namespace
+
+void Checkpoint::read_values(const std::string& name, const std::vector<float>& scales, double* out,
+                             int threads, bool allow_nonfinite) const {
+  const TensorInfo& tensor = info(name);
+  const std::string where = fmt::format("{}: tensor '{}'", shard_of(name), name);
+  const auto [rows, cols] = matrix_shape(tensor);
+  kernels::Dequantize whole;
+  whole.format = format_of(tensor.dtype, where);
+  whole.out = out;
+  whole.rows = rows;
+  whole.cols = cols;
+  whole.streaming = rows * cols > kStreamBytes / 8;
+  if (!scales.empty()) {
+    whole.scale = scales.data();
+    whole.block_rows = block_.rows;
+    whole.block_cols = block_.cols;
+    whole.scale_stride = (cols + block_.cols - 1) / block_.cols;
+  }
+  count(name, tensor.bytes());
+  if (rows == 0 || cols == 0) return;
+  const std::int64_t bad =
+      Decoding(shard(shard_of(name)), tensor, whole).run(threads, !allow_nonfinite);
+  if (bad != kNone && !allow_nonfinite) {
+    fail(ErrorCode::NotFinite, "{} holds {} at [{}, {}]; expected finite weights", where, out[bad],
+         bad / cols, bad % cols);
+  }
+}
+
+void Checkpoint::decode(const std::string& name, double* out, int threads,
+                        bool allow_nonfinite) const {
+  constexpr std::string_view kSuffix = ".weight";
+  const std::string stem =
+      name.ends_with(kSuffix) ? name.substr(0, name.size() - kSuffix.size()) : name;
+  if (!has(name) && has(stem + ".weight_packed")) {
+    fail(ErrorCode::Unsupported,
+         "{}: '{}' is stored as compressed-tensors INT4 ('{}.weight_packed'); attention must be in "
+         "F64, F32, F16, BF16 or F8_E4M3 (released INT4 checkpoints keep attention in BF16)",
+         folder_.string(), name, stem);
+  }
+  const TensorInfo& tensor = info(name);
+  const std::vector<float> scales = block_scales(name, allow_nonfinite);
+  if (tensor.dtype == DType::F8_E4M3 && scales.empty() && tensor.elements() > 0) {
+    fail(ErrorCode::NotFound,
+         "{}: tensor '{}' is F8_E4M3, but its scales are not in the checkpoint; looked for "
+         "'{}_scale_inv', '{}_scale' and '{}.scale'",
+         folder_.string(), name, name, name, stem);
+  }
+  read_values(name, scales, out, threads, allow_nonfinite);
+}
+
+}  // namespace subspace
