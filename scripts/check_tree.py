@@ -14,7 +14,8 @@ MAY_USE = {
     "attention": ["base", "kernels", "checkpoint"],
     "spectrum": ["base", "kernels", "checkpoint", "attention"],
     "report": ["base", "checkpoint"],
-    "cli": ["base", "kernels", "checkpoint", "attention", "spectrum", "report"],
+    "synth": ["base", "kernels", "checkpoint", "attention"],
+    "cli": ["base", "kernels", "checkpoint", "attention", "spectrum", "report", "synth"],
 }
 WITHOUT_TORCH = ["base", "kernels", "checkpoint", "report"]
 MACHINE_PATH = re.compile(r"(^|[^\w./-])/(work|home/\w+|root|farm|tmp/team)/")

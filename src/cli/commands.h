@@ -11,6 +11,7 @@ namespace subspace {
 void add_inspect(CLI::App& app, const GlobalOptions& globals);
 void add_spectra(CLI::App& app, const GlobalOptions& globals);
 void add_report(CLI::App& app, const GlobalOptions& globals);
+void add_synth(CLI::App& app, const GlobalOptions& globals);
 void add_export(CLI::App& app, const GlobalOptions& globals);
 
 }  // namespace subspace

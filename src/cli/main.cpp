@@ -45,7 +45,8 @@ int main(int argc, char** argv) {
       "org/name[@revision] of a model in the Hugging Face cache.\n\n"
       "  subspace inspect MODEL                        what it is, what would be read\n"
       "  subspace spectra MODEL --out DIR              all singular values of its attention\n"
-      "  subspace report DIR --out report.html         a page that shows and explains them\n",
+      "  subspace report DIR --out report.html         a page that shows and explains them\n"
+      "  subspace synth deepseek-v3 --out DIR          random weights at real shapes, to measure\n",
       "subspace");
   app.require_subcommand(1);
   app.fallthrough();
@@ -59,6 +60,7 @@ int main(int argc, char** argv) {
   add_inspect(app, globals);
   add_spectra(app, globals);
   add_report(app, globals);
+  add_synth(app, globals);
   add_export(app, globals);
   app.parse_complete_callback([&] { set_quiet(globals.quiet); });
   app.footer(
