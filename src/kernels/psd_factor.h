@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "kernels/device.h"
+
 namespace subspace::kernels {
 
 /// Factors of positive semidefinite matrices by Cholesky with diagonal pivoting.
@@ -26,5 +28,7 @@ struct PsdFactor {
 
 void psd_factor_reference(const PsdFactor& p);
 void psd_factor_cpu(const PsdFactor& p, int threads);
+/// One block a matrix in shared memory; n as in symmetric_eigenvalues_cuda. Needs no scratch.
+void psd_factor_cuda(const PsdFactor& p, Stream stream);
 
 }  // namespace subspace::kernels

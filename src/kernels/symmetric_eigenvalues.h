@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "kernels/device.h"
+
 namespace subspace::kernels {
 
 /// Eigenvalues of many small symmetric matrices.
@@ -27,6 +29,12 @@ struct SymmetricEigenvalues {
 /// Cyclic Jacobi: slow, shares no code with the others.
 void symmetric_eigenvalues_reference(const SymmetricEigenvalues& p);
 void symmetric_eigenvalues_cpu(const SymmetricEigenvalues& p, int threads);
+/// One block a matrix in shared memory: Householder, then bisection, one thread a value. Leaves `a`
+/// alone and needs no scratch; n up to symmetric_eigenvalues_cuda_limit.
+void symmetric_eigenvalues_cuda(const SymmetricEigenvalues& p, Stream stream);
+
+/// The largest n whose matrix fits a block's shared memory (227 KB on sm_90: 164; 163 KB on sm_80).
+std::int64_t symmetric_eigenvalues_cuda_limit(std::int64_t shared_memory);
 
 /// Bound on |computed - exact| / ||A||_2 for either function: 8 n eps.
 double eigenvalue_tolerance(std::int64_t n);

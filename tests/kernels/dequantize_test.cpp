@@ -276,7 +276,7 @@ class DequantizeCuda : public ::testing::TestWithParam<Case> {
   void SetUp() override {
     int devices = 0;
     if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
-      GTEST_SKIP() << "no CUDA device in this machine";
+      GTEST_SKIP() << "needs a GPU";
     }
   }
 };
