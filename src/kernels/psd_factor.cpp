@@ -15,6 +15,17 @@ double lower(const double* g, std::int64_t n, std::int64_t i, std::int64_t j) {
   return i >= j ? g[i * n + j] : g[j * n + i];
 }
 
+/// A comparison with NaN would end the elimination early and leave a finite, wrong factor.
+bool refuses(const double* g, double* r, std::int64_t n) {
+  for (std::int64_t i = 0; i < n; ++i) {
+    const double* row = g + i * n;
+    if (std::all_of(row, row + i + 1, [](double x) { return std::isfinite(x); })) continue;
+    std::fill(r, r + n * n, std::numeric_limits<double>::quiet_NaN());
+    return true;
+  }
+  return false;
+}
+
 /// Copies the diagonal; returns the value at or below which a pivot is rounding.
 double start(const double* g, double* diagonal, std::int64_t n) {
   double largest = 0;
@@ -26,6 +37,7 @@ double start(const double* g, double* diagonal, std::int64_t n) {
 }
 
 void factor(const double* g, double* r, double* diagonal, std::int64_t n) {
+  if (refuses(g, r, n)) return;
   const double negligible = start(g, diagonal, n);
   std::fill(r, r + n * n, 0.0);
   for (std::int64_t k = 0; k < n; ++k) {
@@ -61,6 +73,7 @@ void psd_factor_reference(const PsdFactor& p) {
     const double* g = p.g + b * n * n;
     double* r = p.r + b * n * n;
     double* diagonal = p.diagonal + b * n;
+    if (refuses(g, r, n)) continue;
     const double negligible = start(g, diagonal, n);
     std::fill(r, r + n * n, 0.0);
     for (std::int64_t k = 0; k < n; ++k) {

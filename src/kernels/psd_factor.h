@@ -10,10 +10,11 @@ namespace subspace::kernels {
 ///
 ///   G = R^T R,   row k of R eliminates the largest diagonal entry that is left
 ///
-/// g         [batch, n, n] row-major, finite; only the lower triangle is read
+/// g         [batch, n, n] row-major; only the lower triangle is read
 /// r         [batch, n, n] out; columns in G's own order, so no permutation is returned
 /// diagonal  [batch, n] scratch
 ///
+/// A matrix with a NaN or an infinity gives NaN for its whole factor.
 /// Stops at the numerical rank: once no remaining diagonal entry exceeds n*eps*(largest entry), the
 /// remaining rows are zero. Never divides by less than that, so zero and rank-deficient matrices
 /// give finite factors. At most n^3 flops a matrix. Source: Higham, "Analysis of the Cholesky

@@ -197,5 +197,25 @@ TEST(PsdFactor, HasNoMoreRowsThanTheRank) {
   }
 }
 
+TEST(PsdFactor, OfANonFiniteMatrixIsNaNAndOthersOfTheBatchAreNot) {
+  for (const double bad :
+       {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
+    // On the diagonal a comparison could skip it, below it a row could never be looked at.
+    for (const std::size_t where : {0, 6 * 6 - 1, 4 * 6 + 2}) {
+      Matrix a = gram(6, 6, one);
+      const std::size_t size = a.size();
+      a.insert(a.end(), a.begin(), a.end());
+      a[size + where] = bad;
+      for (const bool reference : {false, true}) {
+        Matrix r(a.size());
+        std::vector<double> diagonal(12);
+        const PsdFactor p{a.data(), r.data(), diagonal.data(), 6, 2};
+        reference ? psd_factor_reference(p) : psd_factor_cpu(p, 2);
+        for (std::size_t i = 0; i < r.size(); ++i) EXPECT_EQ(std::isnan(r[i]), i >= size) << i;
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace subspace::kernels
