@@ -100,9 +100,10 @@ Rotary FamilyBase::rotary(std::int64_t layer) const {
   return build(layer, source).rotary;
 }
 
-AttentionLayer FamilyBase::load(std::int64_t layer, int threads, bool allow_nonfinite) const {
+AttentionLayer FamilyBase::load(std::int64_t layer, int threads, bool allow_nonfinite,
+                                const at::Device& device) const {
   check_layer(layer);
-  LoadingSource source(checkpoint(), threads, allow_nonfinite);
+  LoadingSource source(checkpoint(), threads, allow_nonfinite, device);
   AttentionLayer built = build(layer, source);
   built.index = layer;
   return built;

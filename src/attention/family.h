@@ -29,10 +29,11 @@ class Family {
   /// The layer's rotary position embedding; the configuration alone says it.
   virtual Rotary rotary(std::int64_t layer) const = 0;
 
-  /// Decodes one layer. Throws NotFound / InvalidShape (tensor, found, expected) / NotFinite, or,
-  /// with allow_nonfinite, leaves NaN and Inf in place. Range: [0, layers + extra_layers).
-  virtual AttentionLayer load(std::int64_t layer, int threads,
-                              bool allow_nonfinite = false) const = 0;
+  /// Decodes one layer onto a device. Throws NotFound / InvalidShape (tensor, found, expected) /
+  /// NotFinite, or, with allow_nonfinite, leaves NaN and Inf in place. Range: [0, layers +
+  /// extra_layers).
+  virtual AttentionLayer load(std::int64_t layer, int threads, bool allow_nonfinite = false,
+                              const at::Device& device = at::kCPU) const = 0;
 };
 
 /// The family of a checkpoint, by config.json's model_type (nested text_config included). Throws

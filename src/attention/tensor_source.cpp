@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include "attention/decode_on_device.h"
 #include "base/error.h"
 
 namespace subspace {
@@ -16,6 +17,9 @@ at::Tensor LoadingSource::get(const std::string& name, const std::vector<std::in
            "different models",
            checkpoint_.shard_of(name), name, shape_text(found), shape_text(shape));
     }
+  }
+  if (!device_.is_cpu()) {
+    return decode_on_device(checkpoint_, name, threads_, allow_nonfinite_, device_).view(shape);
   }
   at::Tensor out = at::empty(shape, at::kDouble);
   checkpoint_.decode(name, out.data_ptr<double>(), threads_, allow_nonfinite_);

@@ -28,12 +28,16 @@ class TensorSource {
   }
 };
 
-/// Decodes from a checkpoint. Throws NotFound, InvalidShape (tensor, file, found, expected),
-/// NotFinite unless allowed.
+/// Decodes from a checkpoint, onto a device: a GPU gets the bytes as stored and converts them
+/// itself. Throws NotFound, InvalidShape (tensor, file, found, expected), NotFinite unless allowed.
 class LoadingSource : public TensorSource {
  public:
-  LoadingSource(const Checkpoint& checkpoint, int threads, bool allow_nonfinite)
-      : checkpoint_(checkpoint), threads_(threads), allow_nonfinite_(allow_nonfinite) {}
+  LoadingSource(const Checkpoint& checkpoint, int threads, bool allow_nonfinite,
+                const at::Device& device = at::kCPU)
+      : checkpoint_(checkpoint),
+        threads_(threads),
+        allow_nonfinite_(allow_nonfinite),
+        device_(device) {}
   at::Tensor get(const std::string& name, const std::vector<std::int64_t>& shape) override;
   bool has(const std::string& name) const override { return checkpoint_.has(name); }
 
@@ -41,6 +45,7 @@ class LoadingSource : public TensorSource {
   const Checkpoint& checkpoint_;
   int threads_;
   bool allow_nonfinite_;
+  at::Device device_;
 };
 
 /// Hands out tensors without storage (the meta device) and remembers what was asked for.

@@ -75,8 +75,15 @@ std::vector<float> Checkpoint::block_scales(const std::string& name, bool allow_
          shard_of(scale), scale, shape_text(tensor.shape), block_rows, block_cols, block_.rows,
          block_.cols, name, shape_text(weight.shape));
   }
+  if (tensor.dtype == DType::F8_E4M3) {
+    fail(
+        ErrorCode::Unsupported,
+        "{}: tensor '{}' holds scales of '{}', but is F8_E4M3, which needs scales itself; expected "
+        "F32, BF16, F16 or F8_E8M0",
+        shard_of(scale), scale, name);
+  }
   std::vector<double> wide(static_cast<std::size_t>(tensor.elements()));
-  read_values(scale, {}, wide.data(), 1, allow_nonfinite);
+  decode(scale, wide.data(), 1, allow_nonfinite);
   std::vector<float> scales(wide.size());
   for (std::size_t i = 0; i < wide.size(); ++i) {
     scales[i] = static_cast<float>(wide[i]);

@@ -14,6 +14,7 @@
 #include "base/json.h"
 #include "checkpoint/block_scales.h"
 #include "checkpoint/safetensors.h"
+#include "kernels/dequantize.h"
 
 namespace subspace {
 
@@ -62,6 +63,20 @@ class Checkpoint {
   void decode(const std::string& name, double* out, int threads,
               bool allow_nonfinite = false) const;
 
+  /// decode() in two steps, for a device that converts values itself. First all that it knows of a
+  /// tensor before it reads a value, with the same errors: format, rows, cols and blocks of `how`,
+  /// whose pointers are left unset, and the scales.
+  struct Encoding {
+    kernels::Dequantize how;
+    std::vector<float> scales;
+  };
+  Encoding encoding(const std::string& name, bool allow_nonfinite = false) const;
+  /// Then its bytes as stored (info(name).bytes() of them), read by several threads.
+  void read(const std::string& name, void* to, int threads) const;
+  /// "FILE: tensor 'NAME' holds NaN at [2, 5]; expected finite weights", as decode() says it;
+  /// `index` is flat.
+  [[noreturn]] void fail_nonfinite(const std::string& name, std::int64_t index, double value) const;
+
   /// FP8 block scales as float32 [ceil(M/128), ceil(N/128)], or empty if the tensor is not
   /// F8_E4M3 or has none. Throws InvalidShape, InvalidValue for a negative scale, NotFinite.
   std::vector<float> block_scales(const std::string& name, bool allow_nonfinite = false) const;
@@ -71,8 +86,6 @@ class Checkpoint {
   void count(const std::string& name, std::uint64_t bytes) const;
   /// Name of the tensor with the block scales of `name`, or empty.
   std::string scale_name(const std::string& name) const;
-  void read_values(const std::string& name, const std::vector<float>& scales, double* out,
-                   int threads, bool allow_nonfinite) const;
 
   std::filesystem::path folder_;
   BlockSize block_;

@@ -2,12 +2,14 @@
 #include <atomic>
 #include <exception>
 #include <limits>
+#include <mutex>
 #include <thread>
 
 #include "base/error.h"
 #include "checkpoint/block_scales.h"
 #include "checkpoint/checkpoint.h"
 #include "kernels/dequantize.h"
+#include "kernels/over_batch.h"
 
 namespace subspace {
 namespace {
@@ -16,6 +18,7 @@ namespace {
 constexpr std::int64_t kPieceBytes = 256 << 10;
 // Beyond this the output cannot stay in cache, whatever is done with it next.
 constexpr std::int64_t kStreamBytes = 8 << 20;
+constexpr std::int64_t kReadBytes = 8 << 20;
 constexpr std::int64_t kNone = std::numeric_limits<std::int64_t>::max();
 
 kernels::Format format_of(DType dtype, const std::string& where) {
@@ -119,35 +122,7 @@ class Decoding {
 
 }  // namespace
 
-void Checkpoint::read_values(const std::string& name, const std::vector<float>& scales, double* out,
-                             int threads, bool allow_nonfinite) const {
-  const TensorInfo& tensor = info(name);
-  const std::string where = fmt::format("{}: tensor '{}'", shard_of(name), name);
-  const auto [rows, cols] = matrix_shape(tensor);
-  kernels::Dequantize whole;
-  whole.format = format_of(tensor.dtype, where);
-  whole.out = out;
-  whole.rows = rows;
-  whole.cols = cols;
-  whole.streaming = rows * cols > kStreamBytes / 8;
-  if (!scales.empty()) {
-    whole.scale = scales.data();
-    whole.block_rows = block_.rows;
-    whole.block_cols = block_.cols;
-    whole.scale_stride = (cols + block_.cols - 1) / block_.cols;
-  }
-  count(name, tensor.bytes());
-  if (rows == 0 || cols == 0) return;
-  const std::int64_t bad =
-      Decoding(shard(shard_of(name)), tensor, whole).run(threads, !allow_nonfinite);
-  if (bad != kNone && !allow_nonfinite) {
-    fail(ErrorCode::NotFinite, "{} holds {} at [{}, {}]; expected finite weights", where, out[bad],
-         bad / cols, bad % cols);
-  }
-}
-
-void Checkpoint::decode(const std::string& name, double* out, int threads,
-                        bool allow_nonfinite) const {
+Checkpoint::Encoding Checkpoint::encoding(const std::string& name, bool allow_nonfinite) const {
   constexpr std::string_view kSuffix = ".weight";
   const std::string stem =
       name.ends_with(kSuffix) ? name.substr(0, name.size() - kSuffix.size()) : name;
@@ -158,14 +133,65 @@ void Checkpoint::decode(const std::string& name, double* out, int threads,
          folder_.string(), name, stem);
   }
   const TensorInfo& tensor = info(name);
-  const std::vector<float> scales = block_scales(name, allow_nonfinite);
-  if (tensor.dtype == DType::F8_E4M3 && scales.empty() && tensor.elements() > 0) {
+  Encoding encoding{{}, block_scales(name, allow_nonfinite)};
+  if (tensor.dtype == DType::F8_E4M3 && encoding.scales.empty() && tensor.elements() > 0) {
     fail(ErrorCode::NotFound,
          "{}: tensor '{}' is F8_E4M3, but its scales are not in the checkpoint; looked for "
          "'{}_scale_inv', '{}_scale' and '{}.scale'",
          folder_.string(), name, name, name, stem);
   }
-  read_values(name, scales, out, threads, allow_nonfinite);
+  const auto [rows, cols] = matrix_shape(tensor);
+  encoding.how.format =
+      format_of(tensor.dtype, fmt::format("{}: tensor '{}'", shard_of(name), name));
+  encoding.how.rows = rows;
+  encoding.how.cols = cols;
+  if (!encoding.scales.empty()) {
+    encoding.how.block_rows = block_.rows;
+    encoding.how.block_cols = block_.cols;
+    encoding.how.scale_stride = (cols + block_.cols - 1) / block_.cols;
+  }
+  return encoding;
+}
+
+void Checkpoint::decode(const std::string& name, double* out, int threads,
+                        bool allow_nonfinite) const {
+  Encoding found = encoding(name, allow_nonfinite);
+  kernels::Dequantize& whole = found.how;
+  whole.out = out;
+  if (!found.scales.empty()) whole.scale = found.scales.data();
+  whole.streaming = whole.rows * whole.cols > kStreamBytes / 8;
+  const TensorInfo& tensor = info(name);
+  count(name, tensor.bytes());
+  if (whole.rows == 0 || whole.cols == 0) return;
+  const std::int64_t bad =
+      Decoding(shard(shard_of(name)), tensor, whole).run(threads, !allow_nonfinite);
+  if (bad != kNone && !allow_nonfinite) fail_nonfinite(name, bad, out[bad]);
+}
+
+void Checkpoint::read(const std::string& name, void* to, int threads) const {
+  const TensorInfo& tensor = info(name);
+  const SafetensorsFile& file = shard(shard_of(name));
+  const auto bytes = static_cast<std::int64_t>(tensor.bytes());
+  count(name, tensor.bytes());
+  std::exception_ptr error;
+  std::mutex mutex;
+  kernels::over_batch((bytes + kReadBytes - 1) / kReadBytes, threads, [&](std::int64_t piece) {
+    const std::int64_t first = piece * kReadBytes;
+    try {
+      file.read(tensor, static_cast<std::uint64_t>(first), static_cast<std::byte*>(to) + first,
+                static_cast<std::size_t>(std::min(kReadBytes, bytes - first)));
+    } catch (...) {
+      const std::lock_guard lock(mutex);
+      error = std::current_exception();
+    }
+  });
+  if (error) std::rethrow_exception(error);
+}
+
+void Checkpoint::fail_nonfinite(const std::string& name, std::int64_t index, double value) const {
+  const std::int64_t cols = matrix_shape(info(name)).cols;
+  fail(ErrorCode::NotFinite, "{}: tensor '{}' holds {} at [{}, {}]; expected finite weights",
+       shard_of(name), name, value, index / cols, index % cols);
 }
 
 }  // namespace subspace

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "kernels/device.h"
+#include "kernels/isa.h"
 
 namespace subspace::kernels {
 
@@ -37,15 +38,8 @@ struct Dequantize {
   bool streaming = false;
 };
 
-/// Versions of the CPU kernel. All give the same bits.
-enum class Isa { portable, avx2 };
-/// True if this processor has it.
-bool isa_available(Isa isa);
-/// The fastest that this processor has.
-Isa best_isa();
-
 /// Each returns the flat index (in `out`) of the first value that is NaN or infinite, or -1; all
-/// values are written either way. `isa` must be available.
+/// values are written either way. `isa` must be available; all give the same bits.
 std::int64_t dequantize_reference(const Dequantize& p);
 std::int64_t dequantize_cpu(const Dequantize& p, int threads, Isa isa = best_isa());
 /// `first_bad` is one int64 in device memory, set by the kernel to that index or INT64_MAX. `in`,

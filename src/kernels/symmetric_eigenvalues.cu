@@ -157,6 +157,15 @@ std::int64_t symmetric_eigenvalues_cuda_limit(std::int64_t shared_memory) {
   return n;
 }
 
+std::int64_t symmetric_eigenvalues_cuda_limit() {
+  int device = 0, shared_memory = 0;
+  check_cuda(cudaGetDevice(&device), "symmetric_eigenvalues");
+  check_cuda(
+      cudaDeviceGetAttribute(&shared_memory, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+      "symmetric_eigenvalues");
+  return symmetric_eigenvalues_cuda_limit(shared_memory);
+}
+
 void symmetric_eigenvalues_cuda(const SymmetricEigenvalues& p, Stream stream) {
   if (p.batch == 0 || p.n == 0) return;
   const auto bytes = static_cast<int>(shared_bytes(p.n));

@@ -35,6 +35,8 @@ void symmetric_eigenvalues_cuda(const SymmetricEigenvalues& p, Stream stream);
 
 /// The largest n whose matrix fits a block's shared memory (227 KB on sm_90: 164; 163 KB on sm_80).
 std::int64_t symmetric_eigenvalues_cuda_limit(std::int64_t shared_memory);
+/// The same for the current device.
+std::int64_t symmetric_eigenvalues_cuda_limit();
 
 /// Bound on |computed - exact| / ||A||_2 for either function: 8 n eps.
 double eigenvalue_tolerance(std::int64_t n);

@@ -2,20 +2,34 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#ifdef SUBSPACE_CUDA
+#include <c10/cuda/CUDAStream.h>
+#endif
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <exception>
+#include <mutex>
+#include <numeric>
+#include <thread>
 
 #include "base/error.h"
+#include "kernels/band_to_tridiagonal.h"
 #include "kernels/psd_factor.h"
 #include "kernels/symmetric_eigenvalues.h"
+#include "kernels/tridiagonal_eigenvalues.h"
+#include "spectrum/band_reduction.h"
+#include "spectrum/device_stream.h"
 
 namespace subspace {
 namespace {
 
 constexpr std::int64_t kWidestOwn = 128;
-
-bool goes_to_own_kernels(const at::Tensor& a) {
-  return a.device().is_cpu() && a.scalar_type() == at::kDouble && a.numel() > 0 &&
-         own_kernels_for(a.size(-1));
-}
+constexpr std::int64_t kNarrowestBand = 2000;
+constexpr std::int64_t kBandWidth = 64;
+/// Problems that a GPU works on at once: each has few long kernels and many short ones.
+constexpr std::size_t kAtOnce = 4;
 
 /// `values` [batch, any]: throws for the first matrix that has a value which is not finite.
 void require_finite(const at::Tensor& values, std::int64_t n, const char* what) {
@@ -35,27 +49,108 @@ void require_finite_lower(const at::Tensor& a, const char* what) {
   require_finite(at::tril(a).reshape({-1, n * n}), n, what);
 }
 
-}  // namespace
+EigenRoute route_of(const at::Tensor& a) {
+  return a.numel() == 0 || a.scalar_type() != at::kDouble ? EigenRoute::library
+                                                          : eigen_route(a.device(), a.size(-1));
+}
 
-bool own_kernels_for(std::int64_t n) { return n >= 1 && n <= kWidestOwn; }
-
-at::Tensor symmetric_eigenvalues(const at::Tensor& a) {
-  if (!goes_to_own_kernels(a)) {
-    if (a.numel() > 0) require_finite_lower(a, "eigenvalues");
-    return at::linalg_eigvalsh(a).flip(-1);
+void own_eigenvalues(const at::Tensor& work, const at::Tensor& out, std::int64_t n,
+                     std::int64_t batch) {
+#ifdef SUBSPACE_CUDA
+  if (work.is_cuda()) {
+    const auto stream = c10::cuda::getCurrentCUDAStream(work.device().index());
+    kernels::symmetric_eigenvalues_cuda(
+        {.a = work.data_ptr<double>(), .out = out.data_ptr<double>(), .n = n, .batch = batch},
+        stream.stream());
+    return;
   }
-  const std::int64_t n = a.size(-1);
-  const at::Tensor work = a.clone(at::MemoryFormat::Contiguous);
-  const std::int64_t batch = work.numel() / (n * n);
-  at::Tensor out = at::empty(a.sizes().slice(0, a.sizes().size() - 1), a.options());
-  const at::Tensor scratch = at::empty({batch, 3 * n}, a.options());
+#endif
+  const at::Tensor scratch = at::empty({batch, 3 * n}, work.options());
   kernels::symmetric_eigenvalues_cpu({.a = work.data_ptr<double>(),
                                       .out = out.data_ptr<double>(),
                                       .scratch = scratch.data_ptr<double>(),
                                       .n = n,
                                       .batch = batch},
                                      at::get_num_threads());
-  // The kernel marks every value of a matrix that it could not do.
+}
+
+void own_factor(const at::Tensor& g, const at::Tensor& r, std::int64_t n, std::int64_t batch) {
+#ifdef SUBSPACE_CUDA
+  if (g.is_cuda()) {
+    const auto stream = c10::cuda::getCurrentCUDAStream(g.device().index());
+    kernels::psd_factor_cuda(
+        {.g = g.data_ptr<double>(), .r = r.data_ptr<double>(), .n = n, .batch = batch},
+        stream.stream());
+    return;
+  }
+#endif
+  const at::Tensor diagonal = at::empty({batch, n}, g.options());
+  kernels::psd_factor_cpu({.g = g.data_ptr<double>(),
+                           .r = r.data_ptr<double>(),
+                           .diagonal = diagonal.data_ptr<double>(),
+                           .n = n,
+                           .batch = batch},
+                          at::get_num_threads());
+}
+
+/// Dense to band to tridiagonal to eigenvalues, in no order, of one finite matrix.
+at::Tensor band_eigenvalues(const at::Tensor& a) {
+  const std::int64_t n = a.size(0);
+  at::Tensor work = a.clone(at::MemoryFormat::Contiguous);
+  // A power of two brings the entries near 1 and changes no bit of them.
+  int exponent = 0;
+  std::frexp(work.diagonal().abs().max().item<double>(), &exponent);
+  if (exponent != 0) work.mul_(std::ldexp(1.0, -exponent));
+  at::Tensor band = reduce_to_band(work, kBandWidth);
+  work.reset();
+  at::Tensor d = at::empty({n}, a.options());
+  const at::Tensor e = at::empty({n - 1}, a.options());
+  kernels::band_to_tridiagonal_cpu({.band = band.data_ptr<double>(),
+                                    .d = d.data_ptr<double>(),
+                                    .e = e.data_ptr<double>(),
+                                    .n = n,
+                                    .width = kBandWidth},
+                                   at::get_num_threads());
+  if (!kernels::tridiagonal_eigenvalues(d.data_ptr<double>(), e.data_ptr<double>(), n)) {
+    d.fill_(std::nan(""));
+  }
+  return d.mul_(std::ldexp(1.0, exponent));
+}
+
+}  // namespace
+
+EigenRoute eigen_route(const at::Device& device, std::int64_t n) {
+  if (n < 1) return EigenRoute::library;
+  if (device.is_cpu()) {
+    return n <= kWidestOwn      ? EigenRoute::own
+           : n < kNarrowestBand ? EigenRoute::library
+                                : EigenRoute::band;
+  }
+#ifdef SUBSPACE_CUDA
+  static const std::int64_t widest = kernels::symmetric_eigenvalues_cuda_limit();
+  if (device.is_cuda() && n <= widest) return EigenRoute::own;
+#endif
+  return EigenRoute::library;
+}
+
+at::Tensor symmetric_eigenvalues(const at::Tensor& a) {
+  const EigenRoute route = route_of(a);
+  if (route == EigenRoute::library) {
+    if (a.numel() > 0) require_finite_lower(a, "eigenvalues");
+    return at::linalg_eigvalsh(a).flip(-1);
+  }
+  const std::int64_t n = a.size(-1), batch = a.numel() / (n * n);
+  at::Tensor out = at::empty(a.sizes().slice(0, a.sizes().size() - 1), a.options());
+  if (route == EigenRoute::band) {
+    require_finite_lower(a, "eigenvalues");
+    const at::Tensor matrices = a.reshape({batch, n, n}), rows = out.view({batch, n});
+    for (std::int64_t i = 0; i < batch; ++i) {
+      rows[i].copy_(std::get<0>(band_eigenvalues(matrices[i]).sort(0, /*descending=*/true)));
+    }
+  } else {
+    own_eigenvalues(a.clone(at::MemoryFormat::Contiguous), out, n, batch);
+  }
+  // NaN is how either route marks a matrix that it could not do.
   require_finite(out.reshape({batch, n}), n, "eigenvalues");
   return out;
 }
@@ -64,8 +159,43 @@ at::Tensor singular_values_of_gram(const at::Tensor& gram) {
   return symmetric_eigenvalues(gram).clamp_min(0).sqrt();
 }
 
+std::vector<at::Tensor> singular_values_of_grams(const std::vector<at::Tensor>& grams) {
+  std::vector<at::Tensor> values(grams.size());
+  if (grams.empty()) return values;
+  const at::Device device = grams[0].device();
+  // The largest first, so that none is left to the end alone.
+  std::vector<std::size_t> order(grams.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
+    return grams[a].numel() > grams[b].numel();
+  });
+  synchronize(device);
+  std::atomic<std::size_t> next{0};
+  std::exception_ptr error;
+  std::mutex mutex;
+  const auto work = [&] {
+    const OwnStream stream(device);
+    for (std::size_t i = next++; i < order.size(); i = next++) {
+      try {
+        values[order[i]] = singular_values_of_gram(grams[order[i]]).to(at::kCPU);
+      } catch (...) {
+        const std::lock_guard lock(mutex);
+        error = std::current_exception();
+      }
+    }
+  };
+  {
+    std::vector<std::jthread> others;
+    const std::size_t threads = device.is_cpu() ? 1 : std::min(kAtOnce, grams.size());
+    for (std::size_t t = 1; t < threads; ++t) others.emplace_back(work);
+    work();
+  }
+  if (error) std::rethrow_exception(error);
+  return values;
+}
+
 at::Tensor psd_factor(const at::Tensor& gram) {
-  if (!goes_to_own_kernels(gram)) {
+  if (route_of(gram) != EigenRoute::own) {
     if (gram.numel() > 0) require_finite_lower(gram, "factor");
     // Cholesky would do for full rank only; the eigenvectors' factor needs no rank.
     const auto [values, vectors] = at::linalg_eigh(gram);
@@ -75,13 +205,7 @@ at::Tensor psd_factor(const at::Tensor& gram) {
   const at::Tensor g = gram.contiguous();
   const std::int64_t batch = g.numel() / (n * n);
   const at::Tensor r = at::empty(g.sizes(), g.options());
-  const at::Tensor diagonal = at::empty({batch, n}, g.options());
-  kernels::psd_factor_cpu({.g = g.data_ptr<double>(),
-                           .r = r.data_ptr<double>(),
-                           .diagonal = diagonal.data_ptr<double>(),
-                           .n = n,
-                           .batch = batch},
-                          at::get_num_threads());
+  own_factor(g, r, n, batch);
   require_finite(r.reshape({batch, n * n}), n, "factor");
   return r.transpose(-2, -1);
 }

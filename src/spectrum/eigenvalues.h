@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <vector>
 
 namespace subspace {
 
@@ -15,12 +16,18 @@ at::Tensor symmetric_eigenvalues(const at::Tensor& a);
 /// left below zero become zero. Resolves singular values down to about 1e-8 of the largest.
 at::Tensor singular_values_of_gram(const at::Tensor& gram);
 
+/// The same of several matrices on one device, on the CPU; on a GPU side by side, on streams and
+/// threads of their own: one alone leaves most of the device idle.
+std::vector<at::Tensor> singular_values_of_grams(const std::vector<at::Tensor>& grams);
+
 /// L with L L^T = G for positive semidefinite G, [.., n, n]; rank-deficient and zero G included.
 /// Only the lower triangle is read. Throws NotFinite as above.
 at::Tensor psd_factor(const at::Tensor& gram);
 
-/// Whether matrices of width n on the CPU go to the project's own kernels: their plain loops win
-/// while a matrix stays in the second-level cache, LAPACK's blocks beyond.
-bool own_kernels_for(std::int64_t n);
+/// Who finds the eigenvalues of an n x n matrix. On the CPU plain loops win while a matrix stays in
+/// the second-level cache, then LAPACK, then the reduction to a band by matrix products; on a GPU
+/// own kernels win while a matrix fits the shared memory of a block.
+enum class EigenRoute { own, library, band };
+EigenRoute eigen_route(const at::Device& device, std::int64_t n);
 
 }  // namespace subspace

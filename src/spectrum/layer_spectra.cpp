@@ -40,6 +40,7 @@ class LayerSpectra {
     values_to_output();
     queries_to_keys();
     if (layer_.rotary.layout != Rotary::Layout::none && !options_.offsets.empty()) at_offsets();
+    solve_pending();
     return std::move(out_);
   }
 
@@ -50,6 +51,40 @@ class LayerSpectra {
     at::Tensor left_gram, right_gram;  // L_i^T L_i and R_i R_i^T, [H, k, k]
   };
 
+  /// What is known of a stack: its values, or the Gram matrix that they are to come from.
+  struct Stack {
+    at::Tensor values, gram;
+  };
+
+  /// A Gram matrix whose values, the first `keep` of them, are wanted for map `map` of `out_`.
+  struct Pending {
+    std::size_t map;
+    at::Tensor gram;
+    std::int64_t keep;
+  };
+
+  /// One at a time on the CPU, where each has all threads and memory counts; a GPU is kept busy
+  /// only by several at once.
+  void set_stack(MapSpectra& spectra, Stack stack) {
+    const std::int64_t size = stack.values.defined() ? stack.values.size(0) : stack.gram.size(0);
+    const auto keep = std::min({size, spectra.stack_shape[0], spectra.stack_shape[1]});
+    if (stack.gram.defined() && !stack.gram.is_cpu()) {
+      pending_.push_back({out_.size(), std::move(stack.gram), keep});
+      return;
+    }
+    if (stack.gram.defined()) stack.values = singular_values_of_gram(std::move(stack.gram));
+    spectra.stack = stack.values.narrow(0, 0, keep).to(at::kCPU).contiguous();
+  }
+
+  void solve_pending() {
+    std::vector<at::Tensor> grams;
+    for (Pending& pending : pending_) grams.push_back(std::move(pending.gram));
+    const std::vector<at::Tensor> values = singular_values_of_grams(grams);
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      out_[pending_[i].map].stack = values[i].narrow(0, 0, pending_[i].keep).contiguous();
+    }
+  }
+
   void add(MapSpectra spectra, const std::vector<bool>& bad) {
     if (spectra.heads.defined()) {
       spectra.heads = spectra.heads.to(at::kCPU).contiguous();
@@ -58,7 +93,6 @@ class LayerSpectra {
         spectra.heads[static_cast<std::int64_t>(i)].fill_(std::numeric_limits<double>::quiet_NaN());
       }
     }
-    if (spectra.stack.defined()) spectra.stack = spectra.stack.to(at::kCPU).contiguous();
     out_.push_back(std::move(spectra));
   }
 
@@ -110,18 +144,17 @@ class LayerSpectra {
     return at::where(size > 0, size.reciprocal(), at::zeros_like(size));
   }
 
-  /// Singular values of diag(factors of the rows) x; x [m, n], factors [m] or undefined.
-  at::Tensor of_stack(const at::Tensor& x, const at::Tensor& factors = {}) const {
+  /// diag(factors of the rows) x; x [m, n], factors [m] or undefined.
+  Stack stack_of(const at::Tensor& x, const at::Tensor& factors = {}) const {
     if (options_.exact) {
-      return at::linalg_svdvals(factors.defined() ? x * factors.unsqueeze(1) : x);
+      return {at::linalg_svdvals(factors.defined() ? x * factors.unsqueeze(1) : x), {}};
     }
     if (x.size(0) >= x.size(1)) {
-      return singular_values_of_gram(factors.defined() ? gram_of_columns(x, factors.square())
-                                                       : gram_of_columns(x));
+      return {{}, factors.defined() ? gram_of_columns(x, factors.square()) : gram_of_columns(x)};
     }
     at::Tensor gram = gram_of_columns(x.t());
     if (factors.defined()) gram.mul_(factors.unsqueeze(1)).mul_(factors.unsqueeze(0));
-    return singular_values_of_gram(gram);
+    return {{}, gram};
   }
 
   /// Factors of the rows of a stack of heads `width` rows high; undefined if all are one.
@@ -136,9 +169,9 @@ class LayerSpectra {
     s.map = map;
     s.heads = of_heads(x);
     const at::Tensor transposed = x.transpose(1, 2).reshape({-1, x.size(1)});
-    s.stack = of_stack(transposed, row_factors(s.heads, x.size(2)));
     s.shape = {x.size(1), x.size(2)};
     s.stack_shape = {x.size(1), x.size(0) * x.size(2)};
+    set_stack(s, stack_of(transposed, row_factors(s.heads, x.size(2))));
     s.chain = s.shape;
     s.stack_chain = s.stack_shape;
     add(std::move(s), bad);
@@ -150,9 +183,9 @@ class LayerSpectra {
     s.map = "O";
     s.heads = of_heads(layer_.o);
     const at::Tensor stack = layer_.o.flatten(0, 1);
-    s.stack = of_stack(stack, row_factors(s.heads, layer_.o.size(1)));
     s.shape = {layer_.o.size(1), layer_.o.size(2)};
     s.stack_shape = stack.sizes().vec();
+    set_stack(s, stack_of(stack, row_factors(s.heads, layer_.o.size(1))));
     s.chain = s.shape;
     s.stack_chain = s.stack_shape;
     add(std::move(s), bad_.o);
@@ -162,8 +195,8 @@ class LayerSpectra {
     if (!x.defined()) return;
     MapSpectra s;
     s.map = map;
-    s.stack = of_stack(x);
     s.stack_shape = x.sizes().vec();
+    set_stack(s, stack_of(x));
     s.stack_chain = s.stack_shape;
     add(std::move(s), {});
   }
@@ -210,22 +243,20 @@ class LayerSpectra {
     const at::Tensor row_factors = rows_twice ? factors.square() : factors;
     if (options_.exact) {
       const at::Tensor all = products(f);
-      s.stack = at::linalg_svdvals((all * row_factors.view({-1, 1, 1})).flatten(0, 1));
-      t.stack = at::linalg_svdvals(
-          (all * factors.view({-1, 1, 1})).permute({1, 0, 2}).reshape({all.size(1), -1}));
+      const at::Tensor above = (all * row_factors.view({-1, 1, 1})).flatten(0, 1);
+      const at::Tensor beside =
+          (all * factors.view({-1, 1, 1})).permute({1, 0, 2}).reshape({all.size(1), -1});
+      set_stack(s, {at::linalg_svdvals(above), {}});
+      add(std::move(s), bad);
+      set_stack(t, {at::linalg_svdvals(beside), {}});
     } else {
       const at::Tensor left = f.left_gram * row_factors.square().view({-1, 1, 1});
       const at::Tensor right = f.right_gram * factors.square().view({-1, 1, 1});
-      s.stack = singular_values_of_gram(weighted_gram(f.right, summed_for(f.right, left)));
-      t.stack =
-          singular_values_of_gram(weighted_gram(f.left.transpose(1, 2), summed_for(f.left, right)));
+      // The Gram matrix is over one axis, whichever is longer.
+      set_stack(s, {{}, weighted_gram(f.right, summed_for(f.right, left))});
+      add(std::move(s), bad);
+      set_stack(t, {{}, weighted_gram(f.left.transpose(1, 2), summed_for(f.left, right))});
     }
-    // The Gram matrix is over one axis, whichever is longer.
-    for (MapSpectra* stack : {&s, &t}) {
-      const auto n = std::min({stack->stack.size(0), stack->stack_shape[0], stack->stack_shape[1]});
-      stack->stack = stack->stack.narrow(0, 0, n);
-    }
-    add(std::move(s), bad);
     add(std::move(t), {});
   }
 
@@ -290,6 +321,7 @@ class LayerSpectra {
   NonFinite bad_;
   std::int64_t heads_, groups_;
   std::vector<MapSpectra> out_;
+  std::vector<Pending> pending_;
 };
 
 void check_result(const MapSpectra& s, std::int64_t layer, bool marked) {
@@ -323,38 +355,6 @@ LayerMaps layer_spectra(const AttentionLayer& given, const SpectraOptions& optio
   result.maps = LayerSpectra(layer, fused, std::move(bad), options).all();
   for (const MapSpectra& s : result.maps) check_result(s, given.index, marked);
   return result;
-}
-
-AttentionLayer to_device(const AttentionLayer& layer, const at::Device& device) {
-  AttentionLayer out = layer;
-  for (at::Tensor* tensor : {&out.q,
-                             &out.q_rope,
-                             &out.k,
-                             &out.v,
-                             &out.o,
-                             &out.qa,
-                             &out.kva,
-                             &out.kpe,
-                             &out.ob,
-                             &out.q_bias,
-                             &out.k_bias,
-                             &out.v_bias,
-                             &out.o_bias,
-                             &out.qa_bias,
-                             &out.kva_bias,
-                             &out.kpe_bias,
-                             &out.input.weight,
-                             &out.input.bias,
-                             &out.q_latent.weight,
-                             &out.q_latent.bias,
-                             &out.kv_latent.weight,
-                             &out.kv_latent.bias,
-                             &out.q_head.weight,
-                             &out.k_head.weight,
-                             &out.sinks}) {
-    if (tensor->defined()) *tensor = tensor->to(device);
-  }
-  return out;
 }
 
 }  // namespace subspace

@@ -76,7 +76,4 @@ struct LayerMaps {
 /// heads share (latents, norms) does.
 LayerMaps layer_spectra(const AttentionLayer& layer, const SpectraOptions& options);
 
-/// The layer with its matrices and norms on a device ("cpu", "cuda:0").
-AttentionLayer to_device(const AttentionLayer& layer, const at::Device& device);
-
 }  // namespace subspace

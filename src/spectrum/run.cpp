@@ -14,6 +14,7 @@
 #include "base/interrupt.h"
 #include "base/progress.h"
 #include "base/version.h"
+#include "spectrum/device_stream.h"
 #include "spectrum/metrics.h"
 #include "spectrum/result.h"
 
@@ -205,7 +206,10 @@ class Run {
       // One layer is loaded at a time, so the difference is this layer's.
       const std::uint64_t before = checkpoint_.bytes_read();
       Loaded loaded;
-      loaded.layer = family_->load(layer, options_.threads, options_.spectra.mark_nonfinite);
+      const OwnStream stream(options_.device);
+      loaded.layer =
+          family_->load(layer, options_.threads, options_.spectra.mark_nonfinite, options_.device);
+      stream.finish();
       loaded.bytes = checkpoint_.bytes_read() - before;
       return loaded;
     });
@@ -214,7 +218,6 @@ class Run {
   void compute(Loaded& loaded, Clock::time_point begun) {
     AttentionLayer& layer = loaded.layer;
     const std::int64_t index = layer.index;
-    if (!options_.device.is_cpu()) layer = to_device(layer, options_.device);
     const LayerMaps result = layer_spectra(layer, options_.spectra);
     layer = AttentionLayer{};
     Json entry = layer_json(index, result.maps, random_);

@@ -71,9 +71,7 @@ class SmallSymmetricCuda : public ::testing::Test {
     if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
       GTEST_SKIP() << "needs a GPU";
     }
-    int limit = 0;
-    cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0);
-    widest_ = symmetric_eigenvalues_cuda_limit(limit);
+    widest_ = symmetric_eigenvalues_cuda_limit();
   }
 
   void check(std::int64_t n, const Matrices& all) {

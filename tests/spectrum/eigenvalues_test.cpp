@@ -23,10 +23,11 @@ double tolerance(const at::Tensor& a) {
 }
 
 TEST(Eigenvalues, EqualThoseOfLapackOnEitherSideOfTheSwitch) {
-  EXPECT_FALSE(own_kernels_for(0));
-  EXPECT_TRUE(own_kernels_for(1));
-  EXPECT_TRUE(own_kernels_for(128));
-  EXPECT_FALSE(own_kernels_for(129));
+  EXPECT_EQ(eigen_route(at::kCPU, 0), EigenRoute::library);
+  EXPECT_EQ(eigen_route(at::kCPU, 1), EigenRoute::own);
+  EXPECT_EQ(eigen_route(at::kCPU, 128), EigenRoute::own);
+  EXPECT_EQ(eigen_route(at::kCPU, 129), EigenRoute::library);
+  EXPECT_EQ(eigen_route(at::kCPU, 7168), EigenRoute::band);
   for (const std::int64_t n : {1, 2, 7, 64, 128, 129}) {
     for (const std::int64_t rank : {n, (n + 1) / 2}) {
       const at::Tensor g = random_gram(5, n, rank);

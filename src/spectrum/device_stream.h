@@ -1,0 +1,25 @@
+#pragma once
+
+#include <c10/core/Device.h>
+#include <c10/core/StreamGuard.h>
+
+namespace subspace {
+
+/// While it lives, what the calling thread starts on a GPU goes to a stream of its own, beside the
+/// work of other threads. Tensors made meanwhile may be used elsewhere only after finish(), and
+/// freed only when that use is over. Does nothing on the CPU.
+class OwnStream {
+ public:
+  explicit OwnStream(const c10::Device& device);
+  /// Waits for what was started.
+  void finish() const;
+
+ private:
+  c10::Device device_;
+  c10::OptionalStreamGuard guard_;
+};
+
+/// Waits for what the calling thread has started on its present stream.
+void synchronize(const c10::Device& device);
+
+}  // namespace subspace
