@@ -1,6 +1,7 @@
 #include "base/atomic_file.h"
 
 #include <fcntl.h>
+#include <ftw.h>
 #include <sys/file.h>
 #include <unistd.h>
 
@@ -78,6 +79,17 @@ void create_folder(const fs::path& folder) {
     fail(ErrorCode::Io, "{}: the folder cannot be created: {}", folder.string(),
          status ? status.message() : "a file of that name is in the way");
   }
+}
+
+void remove_tree(const fs::path& path) {
+  constexpr int kOpenFolders = 16;
+  const auto remove = [](const char* entry, const struct stat*, int, struct FTW*) {
+    return ::remove(entry) == 0 || errno == ENOENT ? 0 : errno;
+  };
+  const int status = ::nftw(path.c_str(), remove, kOpenFolders, FTW_DEPTH | FTW_PHYS);
+  if (status == 0 || (status < 0 && errno == ENOENT)) return;
+  fail(ErrorCode::Io, "{}: cannot be removed: {}", path.string(),
+       std::strerror(status > 0 ? status : errno));
 }
 
 FolderLock::FolderLock(const fs::path& folder) {

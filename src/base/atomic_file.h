@@ -39,6 +39,13 @@ void write_file_atomically(const std::filesystem::path& path, std::string_view t
 /// Creates the folder and its parents; throws Io with the reason if that is not possible.
 void create_folder(const std::filesystem::path& folder);
 
+/// Removes a file, or a folder with all that is in it (links are removed, not followed); nothing if
+/// there is none. Throws Io with the path that could not be removed and the reason.
+///
+/// std::filesystem::remove_all would do, but PyTorch's CUDA builds export a broken one of their
+/// own, which a program that is linked with them calls instead of the C++ library's.
+void remove_tree(const std::filesystem::path& path);
+
 /// Holds a folder for one process: an exclusive lock on `<folder>/.lock`, released when destroyed
 /// or when the process dies in any way. Throws Busy (naming the holder's process id) if another
 /// process holds it, Io if the folder cannot be written.

@@ -170,6 +170,9 @@ std::vector<at::Tensor> singular_values_of_grams(const std::vector<at::Tensor>& 
     return grams[a].numel() > grams[b].numel();
   });
   synchronize(device);
+  // PyTorch loads its solvers when they are first asked for, which several threads must not do at
+  // the same time.
+  if (!device.is_cpu()) at::linalg_eigvalsh(at::ones({1, 1}, grams[0].options()));
   std::atomic<std::size_t> next{0};
   std::exception_ptr error;
   std::mutex mutex;

@@ -162,7 +162,7 @@ class Run {
       for (const char* name : {"run.json", "summary.json", "spectra.safetensors", "ranks.csv"}) {
         fs::remove(options_.out / name);
       }
-      fs::remove_all(options_.out / "layers");
+      remove_tree(options_.out / "layers");
     } else if (exists && !options_.resume) {
       fail(ErrorCode::InvalidValue,
            "{}: holds results already; --resume keeps what is done and goes on, --force starts "

@@ -31,8 +31,13 @@ class Scaffold {
   Scaffold(const Scaffold&) = delete;
   Scaffold& operator=(const Scaffold&) = delete;
   ~Scaffold() {
-    std::error_code ignored;
-    for (const fs::path& path : paths_) fs::remove_all(path, ignored);
+    for (const fs::path& path : paths_) {
+      try {
+        remove_tree(path);
+      } catch (const Error&) {
+        // What went wrong before matters more.
+      }
+    }
   }
   void add(const fs::path& path) { paths_.push_back(path); }
   void keep() { paths_.clear(); }

@@ -6,6 +6,7 @@
 #include <fstream>
 #include <random>
 
+#include "base/atomic_file.h"
 #include "checkpoint/safetensors.h"
 
 namespace subspace::testing {
@@ -30,10 +31,7 @@ TinyLlama::TinyLlama() {
   }
 }
 
-TinyLlama::~TinyLlama() {
-  std::error_code ignored;
-  std::filesystem::remove_all(folder, ignored);
-}
+TinyLlama::~TinyLlama() { remove_tree(folder); }
 
 void TinyLlama::write() const {
   std::ofstream(folder / "config.json") << config.dump();

@@ -189,6 +189,19 @@ TEST_F(Folder, AFileInTheWayOfAFolderIsNamed) {
 }
 
 // Known answers of Random123's distribution (philox4x32, 10 rounds).
+TEST_F(Folder, ATreeIsRemovedAndWhatItsLinksPointToStays) {
+  fs::create_directories(path_ / "tree" / "inner");
+  fs::create_directories(path_ / "outside");
+  write_file_atomically(path_ / "outside" / "kept", "x");
+  write_file_atomically(path_ / "tree" / "inner" / "file", "x");
+  fs::create_directory_symlink(path_ / "outside", path_ / "tree" / "link");
+  remove_tree(path_ / "tree");
+  EXPECT_FALSE(fs::exists(path_ / "tree"));
+  EXPECT_TRUE(fs::exists(path_ / "outside" / "kept"));
+  remove_tree(path_ / "tree");
+  EXPECT_THROW(remove_tree("/proc/self/fd"), Error);
+}
+
 TEST(Random, PhiloxKnownAnswers) {
   EXPECT_EQ(philox(0, 0, 0),
             (std::array<std::uint32_t, 4>{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));

@@ -8,6 +8,7 @@
 #include <functional>
 #include <stdexcept>
 
+#include "base/atomic_file.h"
 #include "checkpoint/safetensors.h"
 
 namespace subspace::testing {
@@ -19,10 +20,7 @@ TempFolder::TempFolder() {
   path_ = name;
 }
 
-TempFolder::~TempFolder() {
-  std::error_code ignored;
-  fs::remove_all(path_, ignored);
-}
+TempFolder::~TempFolder() { remove_tree(path_); }
 
 TinyRun::TinyRun(int offsets, std::uint64_t seed) : random_(seed) {
   summary = {{"format", "subspace-spectra"},
