@@ -7,8 +7,7 @@
 namespace subspace {
 namespace {
 
-/// Columns of the trailing matrix that are updated at once: half of a diagonal block is work in
-/// vain, narrow products are slow.
+/// Half of a diagonal block is work in vain; narrow products are slow.
 constexpr std::int64_t kBlock = 512;
 
 struct Reflections {
@@ -44,50 +43,76 @@ Reflections factor_panel(const at::Tensor& panel) {
   return {v.contiguous(), block_reflector(v, tau.contiguous()), packed.narrow(0, 0, k).triu()};
 }
 
-/// A V of a symmetric A of which the lower triangle is stored, a block column at a time.
-at::Tensor multiply_symmetric(const at::Tensor& a, const at::Tensor& v) {
-  const std::int64_t n = a.size(0);
-  at::Tensor out = at::zeros_like(v);
-  for (std::int64_t j = 0; j < n; j += kBlock) {
-    const std::int64_t width = std::min(kBlock, n - j), below = n - j - width;
-    at::Tensor diagonal = a.narrow(0, j, width).narrow(1, j, width).tril();
-    diagonal += diagonal.tril(-1).t();
-    at::Tensor rows = out.narrow(0, j, width);
-    rows.addmm_(diagonal, v.narrow(0, j, width));
-    if (below == 0) continue;
-    const at::Tensor under = a.narrow(0, j + width, below).narrow(1, j, width);
-    rows.addmm_(under.t(), v.narrow(0, j + width, below));
-    out.narrow(0, j + width, below).addmm_(under, v.narrow(0, j, width));
+/// The matrix as blocks of columns of a fixed grid. Blocks on the diagonal are kept whole, what is
+/// below them is there once, what is above is never read.
+class Blocks {
+ public:
+  explicit Blocks(const at::Tensor& a) : a_(a), n_(a.size(0)) {
+    for (std::int64_t j = 0; j < n_; j += kBlock) {
+      at::Tensor diagonal = part(j, end(j), j, end(j));
+      diagonal.copy_(diagonal.tril() + diagonal.tril(-1).t());
+    }
   }
-  return out;
-}
 
-/// A -= V W^T + W V^T, the lower triangle only (and what of the diagonal blocks is above it).
-void update(const at::Tensor& a, const at::Tensor& v, const at::Tensor& w) {
-  const std::int64_t n = a.size(0);
-  const at::Tensor left = at::cat({v, w}, 1), right = at::cat({w, v}, 1);
-  for (std::int64_t j = 0; j < n; j += kBlock) {
-    const std::int64_t width = std::min(kBlock, n - j);
-    at::Tensor block = a.narrow(0, j, n - j).narrow(1, j, width);
-    block.addmm_(left.narrow(0, j, n - j), right.narrow(0, j, width).t(), 1, -1);
+  /// A V for the trailing matrix from `start` on; v [n - start, k].
+  at::Tensor multiply(std::int64_t start, const at::Tensor& v) const {
+    at::Tensor out = at::zeros_like(v);
+    const auto rows = [&](const at::Tensor& x, std::int64_t from, std::int64_t to) {
+      return x.narrow(0, from - start, to - from);
+    };
+    for (std::int64_t j = start; j < n_; j = end(j)) {
+      const std::int64_t e = end(j);
+      at::Tensor top = rows(out, j, e);
+      top.addmm_(part(j, e, j, e), rows(v, j, e));
+      // Both uses of a piece while it is in the cache.
+      for (std::int64_t r = e; r < n_; r += kBlock) {
+        const std::int64_t q = std::min(r + kBlock, n_);
+        const at::Tensor piece = part(r, q, j, e);
+        top.addmm_(piece.t(), rows(v, r, q));
+        rows(out, r, q).addmm_(piece, rows(v, j, e));
+      }
+    }
+    return out;
   }
-}
+
+  /// A -= V W^T + W V^T for the trailing matrix.
+  void update(std::int64_t start, const at::Tensor& v, const at::Tensor& w) const {
+    const at::Tensor left = at::cat({v, w}, 1), right = at::cat({w, v}, 1);
+    for (std::int64_t j = start; j < n_; j = end(j)) {
+      at::Tensor block = part(j, n_, j, end(j));
+      block.addmm_(left.narrow(0, j - start, n_ - j), right.narrow(0, j - start, end(j) - j).t(), 1,
+                   -1);
+    }
+  }
+
+  at::Tensor part(std::int64_t row, std::int64_t to_row, std::int64_t column,
+                  std::int64_t to_column) const {
+    return a_.narrow(0, row, to_row - row).narrow(1, column, to_column - column);
+  }
+
+ private:
+  /// Where the block that column j belongs to ends.
+  std::int64_t end(std::int64_t j) const { return std::min(j / kBlock * kBlock + kBlock, n_); }
+
+  const at::Tensor& a_;
+  std::int64_t n_;
+};
 
 }  // namespace
 
 at::Tensor reduce_to_band(const at::Tensor& a, std::int64_t width) {
   const std::int64_t n = a.size(0);
+  const Blocks blocks(a);
   for (std::int64_t k = 0; k + width + 1 < n; k += width) {
-    const std::int64_t rest = n - k - width;
-    at::Tensor panel = a.narrow(0, k + width, rest).narrow(1, k, width);
+    const std::int64_t start = k + width;
+    at::Tensor panel = blocks.part(start, n, k, start);
     const Reflections q = factor_panel(panel);
     panel.zero_();
     panel.narrow(0, 0, q.r.size(0)).copy_(q.r);
-    const at::Tensor trailing = a.narrow(0, k + width, rest).narrow(1, k + width, rest);
-    at::Tensor w = at::mm(multiply_symmetric(trailing, q.v), q.t);
+    at::Tensor w = at::mm(blocks.multiply(start, q.v), q.t);
     const at::Tensor inner = at::mm(q.t.t(), at::mm(q.v.t(), w));
     w.addmm_(q.v, inner, 1, -0.5);
-    update(trailing, q.v, w);
+    blocks.update(start, q.v, w);
   }
   at::Tensor band = at::zeros({n, 2 * width}, a.options());
   for (std::int64_t i = 0; i <= std::min(width, n - 1); ++i) {

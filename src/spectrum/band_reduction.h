@@ -8,8 +8,8 @@ namespace subspace {
 
 /// A symmetric matrix on the CPU, [n, n] float64, reduced by orthogonal similarity to a band of
 /// `width` diagonals beside the main one: [n, 2 width], row j the band's column j from the diagonal
-/// down, then zeros (as kernels::BandToTridiagonal wants it). Only the lower triangle is read, and
-/// it is overwritten.
+/// down, then zeros (as kernels::BandToTridiagonal wants it). Only the lower triangle is read;
+/// `a` is overwritten.
 ///
 ///   panel by panel: A[below, panel] = Q R by Householder's reflections, Q = I - V T V^T
 ///   A <- Q^T A Q = A - V W^T - W V^T,   W = A V T - 1/2 V (T^T V^T A V T)

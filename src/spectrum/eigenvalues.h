@@ -13,8 +13,9 @@ namespace subspace {
 at::Tensor symmetric_eigenvalues(const at::Tensor& a);
 
 /// sqrt of the eigenvalues of a Gram matrix, i.e. singular values, descending; values that rounding
-/// left below zero become zero. Resolves singular values down to about 1e-8 of the largest.
-at::Tensor singular_values_of_gram(const at::Tensor& gram);
+/// left below zero become zero. Resolves singular values down to about 1e-8 of the largest. The
+/// matrix is used up (overwritten), so that a large one is not in memory twice.
+at::Tensor singular_values_of_gram(at::Tensor gram);
 
 /// The same of several matrices on one device, on the CPU; on a GPU side by side, on streams and
 /// threads of their own: one alone leaves most of the device idle.
