@@ -186,9 +186,9 @@ TEST_P(ProductKeyTopkOn, NanComesFirstAndMinusInfinityMasks) {
   masked[3] = 1;
   masked[11] = 2;
   const Winners got = run(masked, masked, 1, side, 8);
-  EXPECT_EQ(std::vector<std::int64_t>(got.index.begin(), got.index.begin() + 4),
-            (std::vector<std::int64_t>{11 * side + 11, 3 * side + 11, 11 * side + 3,
-                                       3 * side + 3}));
+  EXPECT_EQ(
+      std::vector<std::int64_t>(got.index.begin(), got.index.begin() + 4),
+      (std::vector<std::int64_t>{11 * side + 11, 3 * side + 11, 11 * side + 3, 3 * side + 3}));
   for (std::size_t j = 4; j < 8; ++j) EXPECT_EQ(got.scores[j], -kInfinity);
   for (const std::int64_t index : got.index) EXPECT_TRUE(index >= 0 && index < side * side);
   // An infinity of the other sign does not turn a mask into NaN.
@@ -229,8 +229,8 @@ TEST_P(ProductKeyTopkOn, BackwardScattersToBothSides) {
   struct Shape {
     std::int64_t side, k;
   };
-  for (const Shape& s : {Shape{1, 1}, Shape{6, 5}, Shape{33, 16}, Shape{512, 16}, Shape{64, 64},
-                         Shape{1100, 40}}) {
+  for (const Shape& s :
+       {Shape{1, 1}, Shape{6, 5}, Shape{33, 16}, Shape{512, 16}, Shape{64, 64}, Shape{1100, 40}}) {
     for (const bool softmax : {false, true}) {
       const std::int64_t rows = 7;
       const Winners winners =
