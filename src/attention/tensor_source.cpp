@@ -8,15 +8,12 @@
 namespace subspace {
 
 at::Tensor LoadingSource::get(const std::string& name, const std::vector<std::int64_t>& shape) {
-  // Packed INT4 weights have no tensor of this name; decode() says so better than info().
-  if (checkpoint_.has(name)) {
-    const auto& found = checkpoint_.info(name).shape;
-    if (found != shape) {
-      fail(ErrorCode::InvalidShape,
-           "{}: tensor '{}' has shape {}; expected {} from config.json; the two belong to "
-           "different models",
-           checkpoint_.shard_of(name), name, shape_text(found), shape_text(shape));
-    }
+  const auto& found = checkpoint_.info(name).shape;
+  if (found != shape) {
+    fail(ErrorCode::InvalidShape,
+         "{}: tensor '{}' has shape {}; expected {} from config.json; the two belong to different "
+         "models",
+         checkpoint_.shard_of(name), name, shape_text(found), shape_text(shape));
   }
   if (!device_.is_cpu()) {
     return decode_on_device(checkpoint_, name, threads_, allow_nonfinite_, device_).view(shape);

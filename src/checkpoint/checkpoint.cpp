@@ -110,9 +110,21 @@ const SafetensorsFile& Checkpoint::shard(const std::string& file) const {
 
 bool Checkpoint::has(const std::string& name) const { return shard_of_.contains(name); }
 
+void Checkpoint::refuse_packed(const std::string& name) const {
+  constexpr std::string_view kSuffix = ".weight";
+  if (!name.ends_with(kSuffix) || !has(name + "_packed")) return;
+  fail(ErrorCode::Unsupported,
+       "{}: '{}' is stored as compressed-tensors INT4 ('{}_packed'); expected F64, F32, F16, BF16 "
+       "or "
+       "F8_E4M3. Released INT4 checkpoints keep attention in BF16 (quantization_config's ignore "
+       "list holds it): take one of those, or the weights before quantisation",
+       folder_.string(), name, name);
+}
+
 std::string Checkpoint::shard_of(const std::string& name) const {
   const auto found = shard_of_.find(name);
   if (found == shard_of_.end()) {
+    refuse_packed(name);
     fail(ErrorCode::NotFound, "{}: no tensor '{}' among the {} of the checkpoint", folder_.string(),
          name, shard_of_.size());
   }

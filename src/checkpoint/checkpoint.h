@@ -36,7 +36,7 @@ class Checkpoint {
   const std::vector<std::string>& names() const { return names_; }
   bool has(const std::string& name) const;
   /// Header entry. Opens the shard. Throws NotFound (tensor; or shard missing: names both),
-  /// InvalidFormat (index and shard disagree).
+  /// Unsupported (stored as packed INT4 instead), InvalidFormat (index and shard disagree).
   const TensorInfo& info(const std::string& name) const;
   /// Name of the file that holds the tensor.
   std::string shard_of(const std::string& name) const;
@@ -84,6 +84,8 @@ class Checkpoint {
  private:
   const SafetensorsFile& shard(const std::string& file) const;
   void count(const std::string& name, std::uint64_t bytes) const;
+  /// Throws Unsupported if the checkpoint has `name` as packed INT4 in its place.
+  void refuse_packed(const std::string& name) const;
   /// Name of the tensor with the block scales of `name`, or empty.
   std::string scale_name(const std::string& name) const;
 

@@ -126,12 +126,6 @@ Checkpoint::Encoding Checkpoint::encoding(const std::string& name, bool allow_no
   constexpr std::string_view kSuffix = ".weight";
   const std::string stem =
       name.ends_with(kSuffix) ? name.substr(0, name.size() - kSuffix.size()) : name;
-  if (!has(name) && has(stem + ".weight_packed")) {
-    fail(ErrorCode::Unsupported,
-         "{}: '{}' is stored as compressed-tensors INT4 ('{}.weight_packed'); attention must be in "
-         "F64, F32, F16, BF16 or F8_E4M3 (released INT4 checkpoints keep attention in BF16)",
-         folder_.string(), name, stem);
-  }
   const TensorInfo& tensor = info(name);
   Encoding encoding{{}, block_scales(name, allow_nonfinite)};
   if (tensor.dtype == DType::F8_E4M3 && encoding.scales.empty() && tensor.elements() > 0) {

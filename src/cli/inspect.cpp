@@ -1,5 +1,8 @@
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <cstdio>
+#include <optional>
 #include <set>
 
 #include "attention/family.h"
@@ -9,6 +12,38 @@
 
 namespace subspace {
 namespace {
+
+/// compressed-tensors leaves what its ignore list holds as it was, in the released INT4 checkpoints
+/// all of attention: says so, and how that is stored. (A packed attention tensor is an error.)
+std::optional<std::string> spared_attention(const Json& model_config,
+                                            const std::map<std::string, std::uint64_t>& dtypes) {
+  const Fields config(model_config, "config.json");
+  auto quantization = config.object_if("quantization_config");
+  if (!quantization && config.has("text_config")) {
+    quantization = config.object("text_config").object_if("quantization_config");
+  }
+  if (!quantization || quantization->string_or("quant_method", "") != "compressed-tensors" ||
+      dtypes.contains("F8_E4M3")) {
+    return std::nullopt;
+  }
+  std::vector<std::string> kinds;
+  if (const auto groups = quantization->object_if("config_groups")) {
+    for (const auto& [name, group] : groups->json().items()) {
+      if (!group.is_object()) continue;
+      const auto weights = Fields(group, groups->where() + ": " + name).object_if("weights");
+      if (!weights) continue;
+      kinds.push_back(fmt::format("{}{}", weights->string_or("type", "int"),
+                                  weights->positive_int_or("num_bits", 8)));
+    }
+  }
+  std::vector<std::string> stored;
+  for (const auto& [dtype, bytes] : dtypes) stored.push_back(dtype);
+  return fmt::format(
+      "weights are quantised by compressed-tensors ({}), attention is not: it is stored as {} and "
+      "read as that",
+      kinds.empty() ? "no group named" : fmt::format("{}", fmt::join(kinds, ", ")),
+      fmt::join(stored, ", "));
+}
 
 /// Everything that configuration, index and headers tell; no weight is read.
 Json inspect(const std::string& model) {
@@ -53,6 +88,9 @@ Json inspect(const std::string& model) {
   result["bytes_in_checkpoint"] = checkpoint.total_bytes();
   result["shards"] = checkpoint.shards().size();
   result["notes"] = shape.notes;
+  if (const auto note = spared_attention(checkpoint.config(), bytes_by_dtype)) {
+    result["notes"].push_back(*note);
+  }
   result["tensors"] = std::move(tensors);
   return result;
 }
@@ -68,7 +106,8 @@ void print(const Json& r) {
   line("family", text("family") + " (model_type " + text("model_type") + ")");
   line("attention", text("attention") + ", " + text("heads") + " heads, " + text("kv_groups") +
                         " key/value heads");
-  line("layers", text("layers"));
+  const bool more = r.at("extra_layers") > 0;
+  line("layers", text("layers") + (more ? " and " + text("extra_layers") + " behind them" : ""));
   line("width", text("hidden_size"));
   for (const auto& [name, value] : r.at("dims").items()) line(name.c_str(), value.dump());
   for (const auto& [dtype, bytes] : r.at("dtypes").items()) {
