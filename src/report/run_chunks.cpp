@@ -151,6 +151,7 @@ Json describe_layer(const LayerResult& layer) {
                         {"values", map.stack->values},
                         {"metrics", map.stack->metrics},
                         {"random", map.stack->random}};
+      if (map.stack->blocks > 1) entry["stack"]["blocks"] = map.stack->blocks;
     }
     maps[map.name] = entry;
   }

@@ -152,6 +152,7 @@ MapResult read_map(const std::string& name, const Fields& fields, std::int64_t l
   if (const auto stack = fields.object_if("stack")) {
     StackMetrics metrics;
     std::tie(metrics.rows, metrics.columns) = shape_of(*stack);
+    metrics.blocks = stack->positive_int_or("blocks", 1);
     metrics.metrics = scalars(*stack, taus, true);
     const auto random = stack->object_if("random");
     metrics.random = random ? scalars(*random, taus, false) : Json::object();

@@ -27,8 +27,9 @@ struct StackMetrics {
   std::int64_t rows = 0;
   std::int64_t columns = 0;
   std::int64_t values = 0;
-  std::string tensor;  ///< "layers.<L>.<MAP>.stack", float64 [values]
-  Json metrics;        ///< name -> number or null, energy_lost flattened to "energy_lost@<rank>"
+  std::int64_t blocks = 1;  ///< diagonal blocks that the matrix consists of
+  std::string tensor;       ///< "layers.<L>.<MAP>.stack", float64 [values]
+  Json metrics;  ///< name -> number or null, energy_lost flattened to "energy_lost@<rank>"
   Json random;
 };
 

@@ -169,7 +169,7 @@ at::Tensor singular_values_of_gram(at::Tensor gram) {
   return find_eigenvalues(gram, true).clamp_min(0).sqrt();
 }
 
-std::vector<at::Tensor> singular_values_of_grams(const std::vector<at::Tensor>& grams) {
+std::vector<at::Tensor> singular_values_of_grams(std::vector<at::Tensor> grams) {
   std::vector<at::Tensor> values(grams.size());
   if (grams.empty()) return values;
   const at::Device device = grams[0].device();

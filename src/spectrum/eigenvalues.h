@@ -18,8 +18,8 @@ at::Tensor symmetric_eigenvalues(const at::Tensor& a);
 at::Tensor singular_values_of_gram(at::Tensor gram);
 
 /// The same of several matrices on one device, on the CPU; on a GPU side by side, on streams and
-/// threads of their own: one alone leaves most of the device idle.
-std::vector<at::Tensor> singular_values_of_grams(const std::vector<at::Tensor>& grams);
+/// threads of their own: one alone leaves most of the device idle. The matrices are used up.
+std::vector<at::Tensor> singular_values_of_grams(std::vector<at::Tensor> grams);
 
 /// L with L L^T = G for positive semidefinite G, [.., n, n]; rank-deficient and zero G included.
 /// Only the lower triangle is read. Throws NotFinite as above.

@@ -25,7 +25,7 @@ class LayerSpectra {
         options_(options),
         bad_(std::move(bad)),
         heads_(layer.heads()),
-        groups_(layer.groups()) {}
+        out_groups_(layer.ob.defined() ? layer.ob.size(0) : 1) {}
 
   std::vector<MapSpectra> all() {
     reading("Q", layer_.q, bad_.q);
@@ -56,33 +56,47 @@ class LayerSpectra {
     at::Tensor values, gram;
   };
 
-  /// A Gram matrix whose values, the first `keep` of them, are wanted for map `map` of `out_`.
+  /// A map of `out_` whose stack's values, the first `keep` of them, come from the next `blocks` of
+  /// `pending_grams_`.
   struct Pending {
-    std::size_t map;
-    at::Tensor gram;
+    std::size_t map, blocks;
     std::int64_t keep;
   };
 
-  /// One at a time on the CPU, where each has all threads and memory counts; a GPU is kept busy
-  /// only by several at once.
-  void set_stack(MapSpectra& spectra, Stack stack) {
-    const std::int64_t size = stack.values.defined() ? stack.values.size(0) : stack.gram.size(0);
-    const auto keep = std::min({size, spectra.stack_shape[0], spectra.stack_shape[1]});
-    if (stack.gram.defined() && !stack.gram.is_cpu()) {
-      pending_.push_back({out_.size(), std::move(stack.gram), keep});
+  /// The stack of the map that is added next, from its diagonal blocks (one, unless groups of heads
+  /// write to spaces of their own). One Gram matrix at a time on the CPU, where each has all
+  /// threads and memory counts; a GPU is kept busy only by several at once.
+  void set_stack(MapSpectra& spectra, std::vector<Stack> blocks) {
+    const auto keep = std::min(spectra.stack_shape[0], spectra.stack_shape[1]);
+    if (blocks[0].gram.defined() && !blocks[0].gram.is_cpu()) {
+      for (Stack& block : blocks) pending_grams_.push_back(std::move(block.gram));
+      pending_.push_back({out_.size(), blocks.size(), keep});
       return;
     }
-    if (stack.gram.defined()) stack.values = singular_values_of_gram(std::move(stack.gram));
-    spectra.stack = stack.values.narrow(0, 0, keep).to(at::kCPU).contiguous();
+    std::vector<at::Tensor> values;
+    for (Stack& block : blocks) {
+      if (block.gram.defined()) block.values = singular_values_of_gram(std::move(block.gram));
+      values.push_back(block.values.to(at::kCPU));
+    }
+    spectra.stack = together(values, keep);
   }
 
   void solve_pending() {
-    std::vector<at::Tensor> grams;
-    for (Pending& pending : pending_) grams.push_back(std::move(pending.gram));
-    const std::vector<at::Tensor> values = singular_values_of_grams(grams);
-    for (std::size_t i = 0; i < values.size(); ++i) {
-      out_[pending_[i].map].stack = values[i].narrow(0, 0, pending_[i].keep).contiguous();
+    const std::vector<at::Tensor> values = singular_values_of_grams(std::move(pending_grams_));
+    auto next = values.begin();
+    for (const Pending& pending : pending_) {
+      const auto end = next + static_cast<std::ptrdiff_t>(pending.blocks);
+      out_[pending.map].stack = together({next, end}, pending.keep);
+      next = end;
     }
+  }
+
+  /// Singular values of a block-diagonal matrix: those of its blocks. A Gram matrix is over one
+  /// axis, whichever is longer, and may give more values than the matrix has.
+  static at::Tensor together(const std::vector<at::Tensor>& blocks, std::int64_t keep) {
+    at::Tensor all = blocks[0];
+    if (blocks.size() > 1) all = std::get<0>(at::cat(blocks).sort(-1, /*descending=*/true));
+    return all.narrow(0, 0, std::min(keep, all.size(0))).contiguous();
   }
 
   void add(MapSpectra spectra, const std::vector<bool>& bad) {
@@ -171,23 +185,33 @@ class LayerSpectra {
     const at::Tensor transposed = x.transpose(1, 2).reshape({-1, x.size(1)});
     s.shape = {x.size(1), x.size(2)};
     s.stack_shape = {x.size(1), x.size(0) * x.size(2)};
-    set_stack(s, stack_of(transposed, row_factors(s.heads, x.size(2))));
+    set_stack(s, {stack_of(transposed, row_factors(s.heads, x.size(2)))});
     s.chain = s.shape;
     s.stack_chain = s.stack_shape;
     add(std::move(s), bad);
   }
 
-  /// O: heads [H, d_v, e] on top of one another, [H d_v, e]: the space written to.
+  /// O: heads [H, d_v, e] on top of one another, [H d_v, e]: the space written to. With an output
+  /// latent a group of heads, each group in columns of its own, [H d_v, G e].
   void writing() {
     MapSpectra s;
     s.map = "O";
     s.heads = of_heads(layer_.o);
-    const at::Tensor stack = layer_.o.flatten(0, 1);
-    s.shape = {layer_.o.size(1), layer_.o.size(2)};
-    s.stack_shape = stack.sizes().vec();
-    set_stack(s, stack_of(stack, row_factors(s.heads, layer_.o.size(1))));
+    const std::int64_t per_block = heads_ / out_groups_, width = layer_.o.size(1);
+    s.shape = {width, layer_.o.size(2)};
+    s.stack_shape = {heads_ * width, out_groups_ * layer_.o.size(2)};
+    const at::Tensor factors = row_factors(s.heads, width);
+    std::vector<Stack> blocks;
+    for (std::int64_t group = 0; group < out_groups_; ++group) {
+      const at::Tensor rows = layer_.o.narrow(0, group * per_block, per_block).flatten(0, 1);
+      blocks.push_back(stack_of(rows, factors.defined()
+                                          ? factors.narrow(0, group * rows.size(0), rows.size(0))
+                                          : factors));
+    }
+    set_stack(s, std::move(blocks));
     s.chain = s.shape;
-    s.stack_chain = s.stack_shape;
+    s.stack_chain = {per_block * width, layer_.o.size(2)};
+    s.stack_blocks = out_groups_;
     add(std::move(s), bad_.o);
   }
 
@@ -196,7 +220,7 @@ class LayerSpectra {
     MapSpectra s;
     s.map = map;
     s.stack_shape = x.sizes().vec();
-    set_stack(s, stack_of(x));
+    set_stack(s, {stack_of(x)});
     s.stack_chain = s.stack_shape;
     add(std::move(s), {});
   }
@@ -213,26 +237,29 @@ class LayerSpectra {
   }
 
   /// One fused map: its heads and `rows` stack (heads on top of one another), and its `columns`
-  /// stack (side by side). `rows_twice` repeats the published double division.
+  /// stack (side by side). `rows_twice` repeats the published double division; with `blocks` the
+  /// rows stack is block diagonal of that many groups of heads.
   void fused_map(const char* rows, const char* columns, const Fused& f, Dims before, Dims after,
-                 const std::vector<bool>& bad, bool rows_twice) {
+                 const std::vector<bool>& bad, bool rows_twice, std::int64_t blocks = 1) {
     // Chance: the chain of factors; in a stack each factor that differs from head to head, and all
     // that is beyond it on the stacked side, is as much higher or wider as there are heads.
     const std::int64_t width = f.left.size(2);
+    const std::int64_t per_block = heads_ / blocks;
     MapSpectra s, t;
     s.map = rows;
     s.heads = of_products(f);
     s.shape = {before.front(), after.back()};
-    s.stack_shape = {heads_ * before.front(), after.back()};
+    s.stack_shape = {heads_ * before.front(), blocks * after.back()};
+    s.stack_blocks = blocks;
     t.map = columns;
     t.stack_shape = {before.front(), heads_ * after.back()};
     for (const std::int64_t size : before) {
       s.chain.push_back(size);
-      s.stack_chain.push_back(heads_ * size);
+      s.stack_chain.push_back(per_block * size);
       t.stack_chain.push_back(size);
     }
     s.chain.push_back(width);
-    s.stack_chain.push_back(heads_ * width);
+    s.stack_chain.push_back(per_block * width);
     t.stack_chain.push_back(heads_ * width);
     for (const std::int64_t size : after) {
       s.chain.push_back(size);
@@ -243,19 +270,33 @@ class LayerSpectra {
     const at::Tensor row_factors = rows_twice ? factors.square() : factors;
     if (options_.exact) {
       const at::Tensor all = products(f);
-      const at::Tensor above = (all * row_factors.view({-1, 1, 1})).flatten(0, 1);
+      const at::Tensor scaled = all * row_factors.view({-1, 1, 1});
+      std::vector<Stack> above;
+      for (std::int64_t block = 0; block < blocks; ++block) {
+        const at::Tensor rows = scaled.narrow(0, block * per_block, per_block).flatten(0, 1);
+        above.push_back({at::linalg_svdvals(rows), {}});
+      }
+      set_stack(s, std::move(above));
+      add(std::move(s), bad);
       const at::Tensor beside =
           (all * factors.view({-1, 1, 1})).permute({1, 0, 2}).reshape({all.size(1), -1});
-      set_stack(s, {at::linalg_svdvals(above), {}});
-      add(std::move(s), bad);
-      set_stack(t, {at::linalg_svdvals(beside), {}});
+      set_stack(t, {{at::linalg_svdvals(beside), {}}});
     } else {
       const at::Tensor left = f.left_gram * row_factors.square().view({-1, 1, 1});
       const at::Tensor right = f.right_gram * factors.square().view({-1, 1, 1});
-      // The Gram matrix is over one axis, whichever is longer.
-      set_stack(s, {{}, weighted_gram(f.right, summed_for(f.right, left))});
+      const at::Tensor summed = summed_for(f.right, left);
+      std::vector<Stack> above;
+      for (std::int64_t block = 0; block < blocks; ++block) {
+        // Without output latents the right-hand factors may be one a group of keys.
+        const bool whole = blocks == 1;
+        above.push_back(
+            {{},
+             weighted_gram(whole ? f.right : f.right.narrow(0, block * per_block, per_block),
+                           whole ? summed : summed.narrow(0, block * per_block, per_block))});
+      }
+      set_stack(s, std::move(above));
       add(std::move(s), bad);
-      set_stack(t, {{}, weighted_gram(f.left.transpose(1, 2), summed_for(f.left, right))});
+      set_stack(t, {{{}, weighted_gram(f.left.transpose(1, 2), summed_for(f.left, right))}});
     }
     add(std::move(t), {});
   }
@@ -269,7 +310,8 @@ class LayerSpectra {
     if (through_latents() && layer_.ob.defined()) after.push_back(layer_.ob.size(2));
     const Fused f = {fused_.v, fused_.o, for_heads(gram_of_heads(fused_.v)),
                      gram_of_heads(fused_.o.transpose(1, 2))};
-    fused_map("VO", "OV", f, before, after, either(bad_.v, bad_.o), false);
+    fused_map("VO", "OV", f, before, after, either(bad_.v, bad_.o), false,
+              through_latents() ? 1 : out_groups_);
   }
 
   void queries_to_keys() {
@@ -319,9 +361,11 @@ class LayerSpectra {
   const AttentionLayer& fused_;
   const SpectraOptions& options_;
   NonFinite bad_;
-  std::int64_t heads_, groups_;
+  std::int64_t heads_;
+  std::int64_t out_groups_;  ///< groups of heads with an output latent of their own
   std::vector<MapSpectra> out_;
   std::vector<Pending> pending_;
+  std::vector<at::Tensor> pending_grams_;
 };
 
 void check_result(const MapSpectra& s, std::int64_t layer, bool marked) {

@@ -51,6 +51,9 @@ struct MapSpectra {
   /// NK.
   std::vector<std::int64_t> chain;
   std::vector<std::int64_t> stack_chain;
+  /// The stack is block diagonal of that many blocks, each with the stack_chain: heads of different
+  /// groups write to output latents of their own.
+  std::int64_t stack_blocks = 1;
 };
 
 /// What layer_spectra returns.
@@ -67,6 +70,9 @@ struct LayerMaps {
 ///   stacks  sum_i X_i^T X_i;  VO: sum_i O_i^T (V_g^T V_g) O_i;  OV: sum_i V_g (O_i O_i^T) V_g^T;
 ///           QK: sum_i K_g (Q_i^T Q_i) K_g^T;  KQ: sum_i Q_i (K_g^T K_g) Q_i^T
 ///   model   QA = U R  ->  R Q_i in place of Q_i (likewise KVA), R^T R = QA^T QA
+///
+/// Where each group of heads has an output latent of its own (OB with several groups), the stacks O
+/// and, in the latent space, VO are block diagonal: the values of all groups together.
 ///
 /// n is min(rows, cols), for fused heads also the head's width and for the model space also the
 /// latent's: values beyond are zero and not listed. In the model space the latents' triangular

@@ -81,8 +81,12 @@ const std::vector<double>& RandomSpectra::of(const std::vector<std::int64_t>& ch
 Json layer_json(std::int64_t layer, const std::vector<MapSpectra>& spectra, RandomSpectra& random) {
   Json maps = Json::object();
   // A product's spectrum holds only the values that can differ from zero; so does chance's.
-  auto chance = [&](const std::vector<std::int64_t>& chain, std::int64_t n) {
-    const auto& values = random.of(chain);
+  auto chance = [&](const std::vector<std::int64_t>& chain, std::int64_t n,
+                    std::int64_t blocks = 1) {
+    std::vector<double> values;
+    for (const double value : random.of(chain)) {
+      values.insert(values.end(), static_cast<std::size_t>(blocks), value);
+    }
     return scalars(std::span(values).first(std::min(values.size(), static_cast<std::size_t>(n))));
   };
   for (const MapSpectra& s : spectra) {
@@ -102,7 +106,8 @@ Json layer_json(std::int64_t layer, const std::vector<MapSpectra>& spectra, Rand
       Json stack = Json::object();
       stack["shape"] = s.stack_shape;
       stack.update(scalars(row(s.stack, 0)));
-      stack["random"] = chance(s.stack_chain, s.stack.size(0));
+      if (s.stack_blocks > 1) stack["blocks"] = s.stack_blocks;
+      stack["random"] = chance(s.stack_chain, s.stack.size(0), s.stack_blocks);
       map["stack"] = std::move(stack);
     }
     maps[s.map] = std::move(map);

@@ -151,6 +151,16 @@ TEST_F(Report, ManyOffsetsKeepTheirRanksAndSomeOfTheRest) {
   EXPECT_FALSE(run.at("layers").at(0).at("maps").contains("QK@1"));
 }
 
+TEST_F(Report, BlocksOfAStackReachThePage) {
+  TinyRun tiny;
+  tiny.map(0, "O")["stack"]["blocks"] = 2;
+  tiny.write(folder_.path() / "run");
+  Chunks chunks;
+  const Json run = pack_run(read_run(folder_.path() / "run"), chunks);
+  EXPECT_EQ(run.at("layers").at(0).at("maps").at("O").at("stack").at("blocks"), 2);
+  EXPECT_FALSE(run.at("layers").at(1).at("maps").at("O").at("stack").contains("blocks"));
+}
+
 TEST_F(Report, HeadMetricsComeBackInPlanes) {
   TinyRun tiny;
   tiny.write(folder_.path() / "run");

@@ -6,11 +6,13 @@ function savings(shape, rank) {
   return { dense, factored, saved: 1 - factored / dense, breakEven: Math.floor(dense / (rows + columns)) };
 }
 
-// Shape of the weights that a rank-r stack of this map would replace, and whose they are.
+// Shape of the weights that a rank-r stack of this map would replace, and whose they are. Nothing
+// can be said so simply where they are blocks on a diagonal, most of the matrix being zeros that
+// nobody stores.
 function storedShape(run, layerIndex, map) {
   const owner = STORED_AS[map] ?? map;
   const info = run.layers[layerIndex].maps[owner]?.stack;
-  return info ? { owner, shape: info.shape } : null;
+  return info && !info.blocks ? { owner, shape: info.shape } : null;
 }
 
 // Stated by summary.json if it can be, else the sum over all the stack's values.
