@@ -46,8 +46,8 @@ AttentionLayer fold_norms(const AttentionLayer& layer) {
   };
   at::Tensor none;
   const bool latent_queries = out.qa.defined();
+  if (latent_queries) fold(out.qa, out.qa_bias, layer.input);
   if (out.is_mla()) {
-    if (latent_queries) fold(out.qa, out.qa_bias, layer.input);
     fold(out.kva, out.kva_bias, layer.input);
     fold(out.kpe, out.kpe_bias, layer.input);
     fold(out.k, out.k_bias, layer.kv_latent, layer.kv_latent_scale);
@@ -66,6 +66,7 @@ AttentionLayer fold_norms(const AttentionLayer& layer) {
   };
   fold_head(out.q, out.q_bias, layer.q_head);
   fold_head(out.k, out.k_bias, layer.k_head);
+  if (layer.values_share_key) fold_head(out.v, out.v_bias, layer.k_head);
   out.input = out.q_latent = out.kv_latent = out.q_head = out.k_head = Norm{};
   out.q_latent_scale = out.kv_latent_scale = 1;
   return out;

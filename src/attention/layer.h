@@ -72,7 +72,9 @@ struct AttentionLayer {
   double logit_softcap = 0;  ///< Gemma2; 0: none
   std::int64_t window = 0;   ///< sliding window; 0: full
   bool causal = true;
-  bool values_share_key = false;  ///< one KV head serves as key and value (DeepSeek-V4)
+  /// The value is the key, norm and rotation included, and attention's output is turned back by the
+  /// query's position before O (DeepSeek-V4); v equals k.
+  bool values_share_key = false;
   /// Scalars on the latents after their norms (LongCat: sqrt(d / r)), 1 elsewhere; folded with
   /// norms.
   double q_latent_scale = 1, kv_latent_scale = 1;

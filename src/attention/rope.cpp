@@ -66,6 +66,26 @@ void scale_yarn(Rotary& rotary, const Fields& config, const Fields& scaling, dou
   }
 }
 
+void scale_longrope(Rotary& rotary, const Fields& config, const Fields& scaling) {
+  const std::string name = "short_factor";
+  const Json& factors = scaling.has(name) ? scaling.json().at(name) : Json::array();
+  if (!factors.is_array() || factors.size() != rotary.frequencies.size() ||
+      !std::ranges::all_of(factors, [](const Json& f) { return f.is_number() && f > 0; })) {
+    fail(ErrorCode::InvalidValue, "{}: {} is {}; expected {} positive numbers, one a frequency",
+         scaling.where(), name, factors.dump().substr(0, 80), rotary.frequencies.size());
+  }
+  for (std::size_t f = 0; f < rotary.frequencies.size(); ++f) {
+    rotary.frequencies[f] /= factors[f].get<double>();
+  }
+  const double trained = config.number("max_position_embeddings");
+  const double length = config.has("original_max_position_embeddings")
+                            ? config.number("original_max_position_embeddings")
+                            : scaling.number_or("original_max_position_embeddings", trained);
+  const double factor = scaling.number_or("factor", trained / length);
+  const double usual = factor <= 1 ? 1 : std::sqrt(1 + std::log(factor) / std::log(length));
+  rotary.scale = scaling.number_or("attention_factor", usual);
+}
+
 }  // namespace
 
 RopeConfig read_rope(const Fields& config, double default_theta, const std::string& layer_type) {
@@ -107,10 +127,12 @@ Rotary make_rotary(const Fields& config, const RopeConfig& rope, std::int64_t di
     scale_llama3(rotary.frequencies, scaling);
   } else if (rope.type == "yarn") {
     scale_yarn(rotary, config, scaling, rope.theta);
+  } else if (rope.type == "longrope") {
+    scale_longrope(rotary, config, scaling);
   } else {
     fail(ErrorCode::Unsupported,
-         "{}: rope type '{}'; known are default, dynamic, linear, llama3 and yarn", config.where(),
-         rope.type);
+         "{}: rope type '{}'; known are default, dynamic, linear, llama3, longrope and yarn",
+         config.where(), rope.type);
   }
   return rotary;
 }

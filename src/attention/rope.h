@@ -21,9 +21,11 @@ RopeConfig read_rope(const Fields& config, double default_theta = 10000,
 
 /// Frequencies of `dims` rotated coordinates:
 ///   default  theta^(-2f/dims);  linear  divided by factor;  llama3, yarn: as their authors blend
-///   interpolated and plain frequencies (Dubey et al. 2024; Peng et al. 2023, eqs. 17-23).
-/// YaRN's attention factor becomes Rotary::scale. "dynamic" has plain frequencies up to the trained
-/// length. Throws Unsupported for other types, NotFound for a missing parameter.
+///   interpolated and plain frequencies (Dubey et al. 2024; Peng et al. 2023, eqs. 17-23);
+///   longrope  divided by short_factor[f] (Ding et al. 2024).
+/// YaRN's and LongRoPE's attention factor becomes Rotary::scale. Frequencies are those up to the
+/// trained length ("dynamic": the plain ones, longrope: not long_factor). Throws Unsupported for
+/// other types, NotFound for a missing parameter.
 Rotary make_rotary(const Fields& config, const RopeConfig& rope, std::int64_t dims,
                    Rotary::Layout layout);
 

@@ -81,6 +81,25 @@ TEST(Rope, BothSpellingsOfTheConfigurationAgree) {
   EXPECT_DOUBLE_EQ(found[0][1], std::pow(500.0, -2.0 / 6) / 4);
 }
 
+TEST(Rope, LongRopeDividesByTheShortFactorsAndScales) {
+  Json json = {{"max_position_embeddings", 4096},
+               {"rope_scaling",
+                {{"type", "longrope"},
+                 {"original_max_position_embeddings", 1024},
+                 {"short_factor", {1.0, 1.5, 4.0}},
+                 {"long_factor", {8.0, 8.0, 8.0}}}}};
+  const Fields config(json, "config.json");
+  const Rotary found = make_rotary(config, read_rope(config), 6, Rotary::Layout::half);
+  ASSERT_EQ(found.frequencies.size(), 3U);
+  EXPECT_DOUBLE_EQ(found.frequencies[0], 1);
+  EXPECT_DOUBLE_EQ(found.frequencies[2], std::pow(10000.0, -4.0 / 6) / 4);
+  EXPECT_DOUBLE_EQ(found.scale, std::sqrt(1 + std::log(4.0) / std::log(1024.0)));
+  for (const Json& wrong : {Json{1.0, 1.5}, Json{1.0, 1.5, 0.0}, Json{1.0, 1.5, "4"}, Json(3)}) {
+    json["rope_scaling"]["short_factor"] = wrong;
+    EXPECT_THROW(make_rotary(config, read_rope(config), 6, Rotary::Layout::half), Error);
+  }
+}
+
 TEST(Rope, OddWidthIsRefused) {
   const Json json = {{"rope_theta", 500.0}};
   const Fields config(json, "config.json");
@@ -158,6 +177,30 @@ TEST(FoldNorms, LatentNormsAndScalesMoveIntoTheHeads) {
   for (const auto& [found, given] : {std::pair{folded.k, layer.k}, {folded.v, layer.v}}) {
     expect_equal(at::matmul(kv, found), at::matmul(kv * layer.kv_latent.weight * 0.6, given));
   }
+}
+
+TEST(FoldNorms, SharedKeyAndLatentQueriesWithoutAKeyLatent) {
+  AttentionLayer layer;
+  layer.qa = normal({31, 13});
+  layer.q = normal({4, 13, 8});
+  layer.k = layer.v = normal({1, 31, 8});
+  layer.o = normal({4, 8, 5});
+  layer.ob = normal({2, 5, 31});
+  layer.values_share_key = true;
+  layer.input = {Norm::Kind::rms, normal({31}), {}, 1e-6};
+  layer.q_latent = {Norm::Kind::rms, normal({13}), {}, 1e-6};
+  layer.q_head = {Norm::Kind::rms, {}, {}, 1e-6};
+  layer.k_head = {Norm::Kind::rms, normal({8}), {}, 1e-6};
+  const AttentionLayer folded = fold_norms(layer);
+  EXPECT_EQ(folded.q_head.kind, Norm::Kind::none);
+  const at::Tensor x = normal({7, 31}), c = normal({7, 13});
+  expect_equal(at::matmul(x, folded.qa), at::matmul(x * layer.input.weight, layer.qa));
+  expect_equal(at::matmul(c, folded.q), at::matmul(c * layer.q_latent.weight, layer.q));
+  const at::Tensor key = at::matmul(x * layer.input.weight, layer.k) * layer.k_head.weight;
+  expect_equal(at::matmul(x, folded.k), key);
+  expect_equal(at::matmul(x, folded.v), key);
+  expect_equal(folded.o, layer.o);
+  expect_equal(folded.ob, layer.ob);
 }
 
 }  // namespace

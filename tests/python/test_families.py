@@ -6,7 +6,6 @@ latents, and compared with what transformers' own attention module returned insi
 pass (so that rotary embedding and masks are its own).
 """
 
-import json
 from typing import NamedTuple
 
 import pytest
@@ -21,7 +20,7 @@ from oracle.attention import (
     relative,
 )
 from oracle.cases import CASES
-from oracle.models import Seen, run_with_hook, tiny_model
+from oracle.models import Seen, run_with_hook, save, tiny_model
 from oracle.program import export
 
 TOLERANCE = 1e-10
@@ -40,11 +39,7 @@ def case(request, tmp_path_factory, program):
     name = request.param
     model = tiny_model(name)
     folder = tmp_path_factory.mktemp(name.replace("-", "_"))
-    model.save_pretrained(folder)
-    if len(CASES[name]) > 3:
-        config = json.loads((folder / "config.json").read_text())
-        config["model_type"] = CASES[name][3]
-        (folder / "config.json").write_text(json.dumps(config))
+    save(model, name, folder)
     layer = CASES[name][2]
     seen = run_with_hook(model, layer)
     assert seen.written.dtype == torch.float64

@@ -11,11 +11,17 @@ namespace {
 
 class Gemma final : public GroupedQuery {
  public:
-  explicit Gemma(Context context) : GroupedQuery(std::move(context), "gemma") {}
+  /// Released configurations of Gemma 3 leave out what is as in its class; the first Gemma's class
+  /// has other numbers.
+  Gemma(Context context, bool first)
+      : GroupedQuery(std::move(context), "gemma",
+                     first ? HeadDefaults{16, 16, 256} : HeadDefaults{8, 4, 256}) {
+    for (std::int64_t layer = 0; layer < shape().layers; ++layer) require_whole_heads(rope(layer));
+  }
 
  private:
   bool sliding(std::int64_t layer) const {
-    const std::string& type = shape().model_type;
+    const std::string& type = model_type();
     if (type == "gemma") return false;
     if (config().has("layer_types")) {
       const auto types = config().strings("layer_types");
@@ -31,7 +37,7 @@ class Gemma final : public GroupedQuery {
   }
 
   RopeConfig rope(std::int64_t layer) const {
-    if (shape().model_type != "gemma3_text") return read_rope(config());
+    if (model_type() != "gemma3_text") return read_rope(config());
     const bool local = sliding(layer);
     // The older spelling has one base for each kind of layer, and scales the global ones only.
     if (!config().has("rope_parameters") && local) {
@@ -45,12 +51,15 @@ class Gemma final : public GroupedQuery {
 
   AttentionLayer build(std::int64_t layer, TensorSource& source) const override {
     AttentionLayer out = projections(layer, source, /*unit_offset=*/true);
-    const double scalar =
-        config().number_or("query_pre_attn_scalar", static_cast<double>(head_dim()));
+    const double scalar = model_type() == "gemma"
+                              ? static_cast<double>(head_dim())
+                              : config().number_or("query_pre_attn_scalar", 256);
     out.rotary = make_rotary(config(), rope(layer), head_dim(), Rotary::Layout::half);
-    out.softmax_scale =
-        1 / std::sqrt(shape().model_type == "gemma" ? static_cast<double>(head_dim()) : scalar);
-    out.logit_softcap = config().number_or("attn_logit_softcapping", 0);
+    out.softmax_scale = 1 / std::sqrt(scalar);
+    // A field that is null says that there is no cap, an absent one leaves it to the class.
+    const bool usual =
+        model_type() == "gemma2" && !config().json().contains("attn_logit_softcapping");
+    out.logit_softcap = usual ? 50 : config().number_or("attn_logit_softcapping", 0);
     if (sliding(layer)) out.window = config().positive_int_or("sliding_window", 4096);
     out.causal = !config().boolean_or("use_bidirectional_attention", false);
     return out;
@@ -60,7 +69,8 @@ class Gemma final : public GroupedQuery {
 }  // namespace
 
 std::unique_ptr<Family> make_gemma(FamilyBase::Context context) {
-  return std::make_unique<Gemma>(std::move(context));
+  const bool first = context.model_type == "gemma";
+  return std::make_unique<Gemma>(std::move(context), first);
 }
 
 }  // namespace subspace

@@ -4,12 +4,12 @@
 
 namespace subspace {
 
-GroupedQuery::GroupedQuery(Context context, const char* family)
+GroupedQuery::GroupedQuery(Context context, const char* family, const HeadDefaults& defaults)
     : FamilyBase(std::move(context), family) {
-  read_usual_shape();
+  read_usual_shape({defaults.heads, defaults.groups});
   ModelShape& shape = shape_to_fill();
-  if (config().has("head_dim")) {
-    head_dim_ = config().positive_int("head_dim");
+  if (config().has("head_dim") || defaults.head_dim > 0) {
+    head_dim_ = config().positive_int_or("head_dim", defaults.head_dim);
   } else {
     if (shape.hidden_size % shape.heads != 0) {
       fail(ErrorCode::InvalidValue,

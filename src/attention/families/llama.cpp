@@ -1,5 +1,6 @@
-// Llama, Mistral, Qwen2, Qwen3: RMSNorm, separate projections, fully rotary heads (half layout),
-// grouped keys and values; Qwen2 has biases on q, k, v; Qwen3 norms each head's q and k.
+// Llama, Mistral, Ministral 3, Qwen2, Qwen3: RMSNorm, separate projections, fully rotary heads
+// (half layout), grouped keys and values; Qwen2 has biases on q, k, v; Qwen3 norms each head's q
+// and k.
 
 #include <cmath>
 
@@ -10,7 +11,11 @@ namespace {
 
 class Llama final : public GroupedQuery {
  public:
-  explicit Llama(Context context) : GroupedQuery(std::move(context), "llama") {}
+  explicit Llama(Context context) : GroupedQuery(std::move(context), "llama") {
+    const RopeConfig rope = read_rope(config());
+    require_whole_heads(rope);
+    note_query_scaling(rope);
+  }
 
  private:
   AttentionLayer build(std::int64_t layer, TensorSource& source) const override {

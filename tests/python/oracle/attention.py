@@ -28,19 +28,19 @@ def norm(views, name, x):
     if kind == "layer":
         x = x - x.mean(-1, keepdim=True)
     x = x / torch.sqrt(x.square().mean(-1, keepdim=True) + eps)
-    x = x * views[name + ".weight"]
+    x = x * views.get(name + ".weight", 1)
     return x + views[name + ".bias"] if name + ".bias" in views else x
 
 
-def rotated(views, x):
-    """x [heads, tokens, width] with each token's rotary part turned by its position."""
+def rotated(views, x, back=False):
+    """x [heads, tokens, width] with each token's rotary part turned by its position, or back."""
     if "rotary.frequencies" not in views:
         return x
     frequencies = views["rotary.frequencies"]
     begin, dims = int(number(views, "rotary.begin")), int(number(views, "rotary.dims"))
     angles = torch.arange(x.shape[1], dtype=torch.float64)[:, None] * frequencies[None, :]
     scale = number(views, "rotary.scale")
-    cos, sin = angles.cos() * scale, angles.sin() * scale
+    cos, sin = angles.cos() * scale, angles.sin() * scale * (-1 if back else 1)
     part = x[..., begin : begin + dims]
     if views["meta"]["rotary.layout"] == "half":
         a, b = part[..., : dims // 2], part[..., dims // 2 :]
@@ -94,6 +94,35 @@ def queries_and_keys(views, x):
     return rotated(views, q), rotated(views, k)
 
 
+def values(views, x):
+    """v [H, T, w], groups repeated for their heads; where one head is key and value, normed and
+    rotated as the key is."""
+    _, read_kv = latents(views, x)
+    v = with_bias(views, "v_bias", read_kv @ views["v"])
+    if number(views, "values_share_key"):
+        v = rotated(views, norm(views, "k_head", v))
+    return v.repeat_interleave(views["q"].shape[0] // views["v"].shape[0], 0)
+
+
+def softmax(views, logits):
+    """Over the keys and, where a head has a sink, its logit, which has no value."""
+    if "sinks" not in views:
+        return torch.softmax(logits, -1)
+    sinks = views["sinks"][:, None, None].expand(-1, logits.shape[1], 1)
+    return torch.softmax(torch.cat([logits, sinks], -1), -1)[..., :-1]
+
+
+def written(views, heads):
+    """Heads' outputs [H, T, d_v] through O and, where there is one, the groups' output latent."""
+    if number(views, "values_share_key"):
+        heads = rotated(views, heads, back=True)
+    out = heads @ views["o"]
+    if "ob" in views:
+        out = out.unflatten(0, (views["ob"].shape[0], -1)).sum(1) @ views["ob"]
+    out = out.sum(0)
+    return out + views["o_bias"] if "o_bias" in views else out
+
+
 def attention_output(views, x):
     """Output [T, d] for x [T, d], the (normed) vectors that the attention module reads."""
     q, k = queries_and_keys(views, x)
@@ -102,12 +131,7 @@ def attention_output(views, x):
     if cap:
         logits = cap * torch.tanh(logits / cap)
     logits = logits.masked_fill(~mask(views, x.shape[0]), -math.inf)
-    pattern = torch.softmax(logits, -1)
-    _, read_kv = latents(views, x)
-    heads, groups = views["q"].shape[0], views["v"].shape[0]
-    v = with_bias(views, "v_bias", read_kv @ views["v"]).repeat_interleave(heads // groups, 0)
-    out = (pattern @ v @ views["o"]).sum(0)
-    return out + views["o_bias"] if "o_bias" in views else out
+    return written(views, softmax(views, logits) @ values(views, x))
 
 
 def relative(found, expected):
@@ -163,6 +187,8 @@ def projections(views, x):
         "k": norm(views, "k_head", with_bias(views, "k_bias", read_kv @ views["k"])),
         "v": with_bias(views, "v_bias", read_kv @ views["v"]),
     }
+    if number(views, "values_share_key"):
+        out["v"] = norm(views, "k_head", out["v"])
     if "q_rope" in views:
         out["q_rope"] = read_q @ views["q_rope"]
         out["kpe"] = with_bias(views, "kpe_bias", x @ views["kpe"])
@@ -179,16 +205,20 @@ def folded_projections(plain, folded, before_norm):
     if "kva" in folded:
         read_kv = bare_norm(plain, "kv_latent", with_bias(folded, "kva_bias", x @ folded["kva"]))
 
-    def head(name, read):
+    def head(name, read, of):
         out = with_bias(folded, name + "_bias", read @ folded[name])
-        if name + "_head.kind" not in plain["meta"]:
+        if of + ".kind" not in plain["meta"]:
             return out
         # The scalar of a head's norm is that of the vector before gamma, which folding multiplied.
-        before = out / plain[name + "_head.weight"]
-        return out / before * bare_norm(plain, name + "_head", before)
+        before = out / plain.get(of + ".weight", 1)
+        return out / before * bare_norm(plain, of, before)
 
-    out = {"q": head("q", read_q), "k": head("k", read_kv)}
-    out["v"] = with_bias(folded, "v_bias", read_kv @ folded["v"])
+    shared = "k_head" if number(plain, "values_share_key") else "no norm"
+    out = {
+        "q": head("q", read_q, "q_head"),
+        "k": head("k", read_kv, "k_head"),
+        "v": head("v", read_kv, shared),
+    }
     if "q_rope" in folded:
         out["q_rope"] = read_q @ folded["q_rope"]
         out["kpe"] = with_bias(folded, "kpe_bias", x @ folded["kpe"])

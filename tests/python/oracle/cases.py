@@ -52,6 +52,18 @@ LLAMA3 = {
     "original_max_position_embeddings": 32,
 }
 LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
+# One factor for each of the 4 frequencies of MLA's rotary part.
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 32,
+    "short_factor": [1.0, 1.3, 1.7, 2.6],
+    "long_factor": [1.5, 2.0, 3.0, 9.0],
+}
+LLAMA4_YARN = dict(YARN, llama_4_scaling_beta=0.1, mscale_all_dim=1.0)
+# The sparse indexer lets each query see more keys than the proof has tokens.
+INDEXER = dict(index_n_heads=2, index_head_dim=12, index_topk=16)
 
 
 def grouped(heads, groups, head_dim=10, **more):
@@ -60,7 +72,48 @@ def grouped(heads, groups, head_dim=10, **more):
     )
 
 
-# name -> (configuration class, its arguments, layer, model_type to write instead)
+VISION = dict(hidden_size=16, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+GEMMA3 = grouped(
+    6, 2, sliding_window=4, layer_types=["sliding_attention", "full_attention"],
+    model_type="gemma3_text",
+)
+V4 = dict(
+    rms_norm_eps=3e-3,
+    hidden_size=42,
+    moe_intermediate_size=12,
+    num_hidden_layers=3,
+    vocab_size=64,
+    max_position_embeddings=128,
+    num_attention_heads=6,
+    head_dim=22,
+    qk_rope_head_dim=8,
+    q_lora_rank=17,
+    o_groups=2,
+    o_lora_rank=5,
+    sliding_window=4,
+    # No window of tokens is whole in the proof, so that a compressor adds no key.
+    layer_types=[
+        "heavily_compressed_attention", "sliding_attention", "compressed_sparse_attention",
+    ],
+    compress_rates={"heavily_compressed_attention": 32, "compressed_sparse_attention": 16},
+    mlp_layer_types=["moe"] * 3,
+    n_routed_experts=4,
+    num_experts_per_tok=2,
+    rope_theta=500.0,
+    compress_rope_theta=3000.0,
+    rope_scaling={"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32,
+                  "beta_fast": 32, "beta_slow": 1},
+    **INDEXER,
+)
+MAKERS = {"original_names": True}
+LONGCAT = dict(
+    MLA, num_layers=2, head_dim=8, ffn_hidden_size=20, expert_ffn_hidden_size=12, moe_topk=2,
+    zero_expert_num=1,
+)
+
+
+# name -> (configuration class, its arguments, layer[, {"model_type": to write instead,
+#          "original_names": the maker's instead of transformers'}])
 CASES = {
     "llama-mha": ("LlamaConfig", grouped(3, 3), 1),
     "llama-gqa": ("LlamaConfig", grouped(6, 2), 0),
@@ -140,5 +193,66 @@ CASES = {
     "deepseek_v3-biases": ("DeepseekV3Config", dict(MLA, attention_bias=True), 1),
     "deepseek_v3-half-rope": ("DeepseekV3Config", dict(MLA, rope_interleave=False), 1),
     "deepseek_v3-no-q-latent": ("DeepseekV3Config", dict(MLA, q_lora_rank=None), 0),
-    "kimi_k2": ("DeepseekV3Config", MLA, 0, "kimi_k2"),
+    "kimi_k2": ("DeepseekV3Config", MLA, 0, {"model_type": "kimi_k2"}),
+    "deepseek_v32": ("DeepseekV32Config", dict(MLA, **INDEXER), 1),
+    "deepseek_v32-yarn": ("DeepseekV32Config", dict(MLA, rope_parameters=YARN, **INDEXER), 0),
+    "deepseek_v32-biases": ("DeepseekV32Config", dict(MLA, attention_bias=True, **INDEXER), 0),
+    "glm_moe_dsa": ("GlmMoeDsaConfig", dict(MLA, **INDEXER), 0),
+    "glm_moe_dsa-shared-indexer": (
+        "GlmMoeDsaConfig", dict(MLA, indexer_types=["full", "shared"], **INDEXER), 1,
+    ),
+    "glm4_moe_lite": ("Glm4MoeLiteConfig", dict(MLA, mlp_layer_types=["dense", "dense"]), 1),
+    "minicpm3": ("MiniCPM3Config", MLA, 1),
+    "minicpm3-longrope": ("MiniCPM3Config", dict(MLA, rope_parameters=LONGROPE), 0),
+    "minicpm3-width-of-values": (
+        "MiniCPM3Config",
+        {name: value for name, value in MLA.items() if name != "v_head_dim"},
+        1,
+    ),
+    "mistral4": ("Mistral4Config", dict(MLA, rope_parameters=LLAMA4_YARN), 1),
+    "mistral4-half-rope": (
+        "Mistral4Config", dict(MLA, rope_parameters=LLAMA4_YARN, rope_interleave=False), 0,
+    ),
+    "longcat_flash-first": ("LongcatFlashConfig", LONGCAT, 2),
+    "longcat_flash-second": ("LongcatFlashConfig", LONGCAT, 1),
+    "deepseek_v4": ("DeepseekV4Config", V4, 1),
+    "deepseek_v4-makers-names": ("DeepseekV4Config", V4, 1, MAKERS),
+    "deepseek_v4-heavily-compressed": ("DeepseekV4Config", V4, 0),
+    "deepseek_v4-sparse": ("DeepseekV4Config", V4, 2, MAKERS),
+    "ministral3": ("Ministral3Config", grouped(6, 2, rope_parameters=LLAMA4_YARN), 1),
+    "gemma-mqa": ("GemmaConfig", grouped(3, 1), 0),
+    # Language models inside a wrapper; its vision tower has one layer, whose number is 0.
+    "gemma3": (
+        "Gemma3Config",
+        dict(text_config=GEMMA3, mm_tokens_per_image=4,
+             vision_config=dict(VISION, image_size=28, patch_size=14)),
+        1,
+    ),
+    "gemma3-makers-names": (
+        "Gemma3Config",
+        dict(text_config=GEMMA3, mm_tokens_per_image=4,
+             vision_config=dict(VISION, image_size=28, patch_size=14)),
+        1,
+        MAKERS,
+    ),
+    "mistral3": (
+        "Mistral3Config",
+        dict(text_config=grouped(6, 2, model_type="mistral"),
+             vision_config=dict(VISION, model_type="pixtral", image_size=28, patch_size=14)),
+        1,
+    ),
+    "mistral3-of-mistral4": (
+        "Mistral3Config",
+        dict(text_config=dict(MLA, rope_parameters=LLAMA4_YARN, model_type="mistral4"),
+             vision_config=dict(VISION, model_type="pixtral", image_size=28, patch_size=14)),
+        1,
+        MAKERS,
+    ),
+    "kimi_k25": (
+        "Kimi_K25Config",
+        dict(text_config=dict(MLA, model_type="deepseek_v3", rope_parameters=YARN),
+             vision_config=dict(VISION, pos_emb_height=4, pos_emb_width=4),
+             projection_hidden_size=16),
+        1,
+    ),
 }

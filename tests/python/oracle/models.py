@@ -1,5 +1,7 @@
 """Tiny random models of transformers, and what their attention reads and returns."""
 
+import copy
+import json
 from typing import NamedTuple
 
 import torch
@@ -37,11 +39,13 @@ class Double(TorchFunctionMode):
 def tiny_model(name, auto_class=transformers.AutoModel, **more):
     """A random float64 model of that case; norm weights and biases are random as well."""
     config_class, arguments = CASES[name][:2]
-    config = getattr(transformers, config_class)(**arguments, **more)
+    # A copy: some classes complete the dictionaries that they are given.
+    config = getattr(transformers, config_class)(**copy.deepcopy(arguments), **more)
     torch.manual_seed(len(name))
     with Double():
         model = auto_class.from_config(
-            config, attn_implementation="eager", dtype=torch.float64
+            config, attn_implementation="eager", experts_implementation="eager",
+            dtype=torch.float64,
         )
         model = model.double().eval()
     with torch.no_grad():
@@ -52,10 +56,26 @@ def tiny_model(name, auto_class=transformers.AutoModel, **more):
     return model
 
 
+def save(model, name, folder):
+    """Writes the model as the case wants it: names, and model_type."""
+    options = CASES[name][3] if len(CASES[name]) > 3 else {}
+    model.save_pretrained(folder, save_original_format=options.get("original_names", False))
+    if "model_type" in options:
+        change_config(folder, lambda config: config.update(model_type=options["model_type"]))
+
+
+def change_config(folder, change):
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
 def attention_module(model, layer):
     """transformers' attention module of that layer, by shape of its name."""
+    if model.config.model_type == "longcat_flash":
+        return model.layers[layer // 2].self_attn[layer % 2]
     found = []
-    for path, module in model.named_modules():
+    for path, module in getattr(model, "language_model", model).named_modules():
         last = path.split(".")[-1]
         if last in ("self_attn", "attention", "attn") and f".{layer}." in f".{path}.":
             found.append((path, module))
