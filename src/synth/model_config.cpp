@@ -18,6 +18,8 @@ Json& text_config(Json& config) {
 const Json& text_config(const Json& config) { return text_config(const_cast<Json&>(config)); }
 
 const char* layers_field(const Json& config) {
+  // LongCat's num_hidden_layers counts attentions, and may be absent.
+  if (config.contains("num_layers")) return "num_layers";
   for (const char* field : {"num_hidden_layers", "n_layer", "n_layers"}) {
     if (config.contains(field)) return field;
   }
@@ -72,7 +74,8 @@ const std::vector<Implied>& conventions() {
        always,
        "model.layers.{}.self_attn.",
        {"q_norm.weight", "k_norm.weight"}},
-      {{"deepseek_v2", "deepseek_v3", "kimi_k2"},
+      {{"deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "kimi_k2",
+        "minicpm3", "mistral4"},
        biased,
        "model.layers.{}.self_attn.",
        {"q_a_proj.bias", "kv_a_proj_with_mqa.bias", "o_proj.bias"}},
@@ -83,8 +86,8 @@ const std::vector<Implied>& conventions() {
 }  // namespace
 
 std::vector<std::string> preset_names() {
-  return {"bert-base", "deepseek-v2-lite", "deepseek-v3", "gpt2",
-          "kimi-k2",   "llama-3-8b",       "qwen3-8b"};
+  return {"bert-base", "deepseek-v2-lite", "deepseek-v3", "deepseek-v4-flash",
+          "gpt2",      "kimi-k2",          "llama-3-8b",  "qwen3-8b"};
 }
 
 Json model_config(const std::string& name, std::optional<std::int64_t> layers) {
@@ -139,12 +142,13 @@ std::vector<std::string> implied_names(const Json& config) {
   const std::string model_type = fields.string("model_type");
   constexpr std::int64_t kMostLayers = 100000;
   const std::int64_t layers = fields.int_in(layers_field(text), 1, kMostLayers);
+  const char* const inside = &text == &config ? "" : "language_model.";
   std::vector<std::string> names;
   for (const Implied& implied : conventions()) {
     if (!implied.model_types.contains(model_type) || !implied.when(text)) continue;
     for (std::int64_t layer = 0; layer < layers; ++layer) {
       for (const char* tensor : implied.tensors) {
-        names.push_back(fmt::format(fmt::runtime(implied.prefix), layer) + tensor);
+        names.push_back(inside + fmt::format(fmt::runtime(implied.prefix), layer) + tensor);
       }
     }
   }

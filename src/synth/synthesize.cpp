@@ -121,7 +121,12 @@ std::string stack_name(const Planned& tensor, const ModelShape& model) {
       {".attn.c_proj.weight", "O"}};
   static const std::vector<std::pair<const char*, const char*>> latent = {
       {".q_a_proj.weight", "QA"}, {".o_proj.weight", "O"}};
-  for (const auto& [suffix, map] : model.attention == "MLA" ? latent : usual) {
+  static const std::vector<std::pair<const char*, const char*>> output_latent = {
+      {".q_a_proj.weight", "QA"}, {".kv_proj.weight", "K"}, {".o_b_proj.weight", "OB"}};
+  const auto& names = model.attention == "MLA"                     ? latent
+                      : model.attention == "grouped output latent" ? output_latent
+                                                                   : usual;
+  for (const auto& [suffix, map] : names) {
     if (tensor.name.ends_with(suffix)) return fmt::format("layers.{}.{}.stack", tensor.layer, map);
   }
   return {};
