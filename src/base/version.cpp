@@ -21,4 +21,11 @@ const char* compiler() {
 #endif
 }
 
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> sets;
+  if (__builtin_cpu_supports("avx2")) sets.emplace_back("avx2");
+  if (__builtin_cpu_supports("avx512f")) sets.emplace_back("avx512f");
+  return sets;
+}
+
 }  // namespace subspace

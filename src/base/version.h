@@ -1,5 +1,8 @@
 #pragma once
 
+#include <string>
+#include <vector>
+
 namespace subspace {
 
 /// Version of the source, e.g. "0.1.0".
@@ -13,5 +16,8 @@ const char* git_commit();
 
 /// Compiler this library was built by, e.g. "g++ 12.2.0".
 const char* compiler();
+
+/// Those of this processor that some kernel has code for: "avx2", "avx512f"; empty: the baseline.
+std::vector<std::string> instruction_sets();
 
 }  // namespace subspace

@@ -2,10 +2,11 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
-#include <sys/resource.h>
+#include <torch/headeronly/version.h>
 
 #include <chrono>
 #include <future>
+#include <map>
 
 #include "attention/family.h"
 #include "attention/fused.h"
@@ -15,6 +16,7 @@
 #include "base/progress.h"
 #include "base/version.h"
 #include "spectrum/device_stream.h"
+#include "spectrum/memory.h"
 #include "spectrum/metrics.h"
 #include "spectrum/result.h"
 
@@ -26,12 +28,6 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-std::uint64_t peak_memory() {
-  rusage usage{};
-  getrusage(RUSAGE_SELF, &usage);
-  return static_cast<std::uint64_t>(usage.ru_maxrss) * 1024;
 }
 
 const char* scaling_name(HeadScaling scaling) {
@@ -116,6 +112,7 @@ class Run {
     // Everything that headers can tell is checked before the first layer is computed: a missing
     // tensor of the last layer should not show after an hour.
     for (const std::int64_t layer : layers_) {
+      std::uint64_t bytes = 0;
       for (const auto& needed : family_->needed(layer)) {
         const TensorInfo& info = checkpoint_.info(needed.name);
         if (info.shape != needed.shape) {
@@ -124,7 +121,10 @@ class Run {
                checkpoint_.shard_of(needed.name), needed.name, shape_text(info.shape),
                shape_text(needed.shape));
         }
+        ++dtypes_[dtype_name(info.dtype)];
+        bytes += sizeof(double) * static_cast<std::uint64_t>(info.elements());
       }
+      layer_bytes_ = std::max(layer_bytes_, bytes);
     }
   }
 
@@ -132,8 +132,18 @@ class Run {
     return options_.out / "layers" / fmt::format("{}.{}", layer, extension);
   }
 
-  /// The JSON is written after the values, so it says that both are whole.
-  bool done(std::int64_t layer) const { return fs::exists(part(layer, "json")); }
+  /// The JSON is written after the values, so it says that both were whole. The values are looked
+  /// at all the same: a folder may have been copied, by something that stopped half way.
+  bool done(std::int64_t layer) const {
+    if (!fs::exists(part(layer, "json"))) return false;
+    try {
+      const SafetensorsFile values(part(layer, "safetensors"));
+      return !values.header().tensors.empty();
+    } catch (const Error& error) {
+      message(fmt::format("layer {} is computed again: {}", layer, error.what()));
+      return false;
+    }
+  }
 
   Json identity() const {
     Json shards = Json::object();
@@ -242,6 +252,7 @@ class Run {
     model["heads"] = shape.heads;
     model["kv_groups"] = shape.kv_groups;
     model["dims"] = shape.dims;
+    model["dtypes"] = dtypes_;
     const Rotary rotary = family_->rotary(first[0]);
     model["rope"] = {{"layout", layout_name(rotary.layout)}, {"dims", rotary.dims}};
     return model;
@@ -266,8 +277,11 @@ class Run {
     Json summary = Json::object();
     summary["format"] = "subspace-spectra";
     summary["version"] = 1;
-    summary["program"] = {
-        {"version", version()}, {"commit", git_commit()}, {"compiler", compiler()}};
+    summary["program"] = {{"version", version()},
+                          {"commit", git_commit()},
+                          {"compiler", compiler()},
+                          {"torch", TORCH_VERSION},
+                          {"instruction_sets", instruction_sets()}};
     summary["model"] = model_json();
     summary["conventions"] = conventions_json(options_.conventions, options_.spectra);
     summary["device"] = options_.device.is_cpu() ? fmt::format("cpu ({} threads)", options_.threads)
@@ -275,7 +289,13 @@ class Run {
     summary["times"] = {{"total_seconds", seconds}, {"layer_seconds", layer_seconds}};
     summary["bytes_read"] = bytes_read;
     summary["bytes_in_checkpoint"] = checkpoint_.total_bytes();
-    summary["peak_memory_bytes"] = peak_memory();
+    const Json memory =
+        memory_json(options_.device.is_cpu()
+                        ? memory_bound(family_->shape(), options_.spectra, layer_bytes_, resident_)
+                        : 0,
+                    layer_bytes_);
+    summary["peak_memory_bytes"] = memory.at("peak_bytes");
+    summary["memory"] = memory;
     summary["taus"] = kTaus;
     summary["ranks_stated"] = stated_ranks(16385);
     summary["layers"] = std::move(entries);
@@ -287,6 +307,9 @@ class Run {
   Checkpoint checkpoint_;
   std::unique_ptr<Family> family_;
   std::vector<std::int64_t> layers_;
+  std::map<std::string, std::int64_t> dtypes_;  // how many of the tensors that are read
+  std::uint64_t layer_bytes_ = 0;               // of the largest layer, as float64
+  const std::uint64_t resident_ = resident_memory();
   std::optional<FolderLock> lock_;
   RandomSpectra random_;
 };
