@@ -22,7 +22,7 @@ mkdir -p "$corpus"
 folders=("$corpus")
 [ -d "$seeds" ] && folders+=("$seeds")
 # shellcheck disable=SC2086 # the options are words
-if ! build/fuzz/bin/fuzz_"$target" -max_total_time="$seconds" -max_len=65536 -timeout=10 \
+if ! build/fuzz/bin/fuzz_"$target" -max_total_time="$seconds" -max_len=65536 -timeout=60 \
   -rss_limit_mb=2048 -print_final_stats=1 -artifact_prefix="$corpus-" ${FUZZ_OPTIONS:-} \
   "${folders[@]}" >"build/fuzz/$target.log" 2>&1; then
   tail -n 60 "build/fuzz/$target.log" >&2
