@@ -116,7 +116,10 @@ void add_export(CLI::App& app, const GlobalOptions& globals) {
   CLI::App* command = app.add_subcommand(
       "export",
       "One layer's heads, latents, fused maps (as factors), norms and rotary frequencies in one\n"
-      "orientation (row vectors, float64) whatever the family, for use in other programs.");
+      "orientation (row vectors, float64) whatever the family, for use in other programs.\n\n"
+      "  subspace export ./gpt2 --layer 3 --out views.safetensors\n\n"
+      "Names, shapes and equations are those of docs/conventions.md; scalars are in the file's\n"
+      "metadata. Printed: the path of the file.");
   command->add_option("model", arguments->model, "MODEL (see subspace --help)")->required();
   command->add_option("--layer", arguments->layer, "which layer")->check(CLI::NonNegativeNumber);
   command->add_option("--offset", arguments->offset, "offset of the rotary map qk_at")

@@ -135,7 +135,11 @@ void add_inspect(CLI::App& app, const GlobalOptions& globals) {
       "inspect",
       "What a model is, which tensors its attention needs, and how many bytes of how many would "
       "be\n"
-      "read. Checks every shape against config.json from the headers; never reads weights.");
+      "read. Checks every shape against config.json from the headers; never reads weights.\n\n"
+      "  subspace inspect ./DeepSeek-V3\n"
+      "  subspace --json inspect org/name | jq .bytes_needed\n\n"
+      "'attention needs 11.4 GB of 689 GB' is what `spectra` would read. 'note' lines are what is\n"
+      "unusual. The tensors of the first layer are listed; --json lists all.");
   command->add_option("model", *model, "MODEL (see subspace --help)")->required();
   command->callback([model, &globals] {
     const Json result = inspect(*model);

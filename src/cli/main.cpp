@@ -1,8 +1,13 @@
 #include <ATen/Version.h>
 #include <c10/util/Exception.h>
+#include <fmt/ranges.h>
 #include <torch/headeronly/version.h>
 
+#include <algorithm>
 #include <cstdio>
+#include <memory>
+#include <sstream>
+#include <string_view>
 
 #include "base/error.h"
 #include "base/interrupt.h"
@@ -16,14 +21,27 @@ namespace {
 using namespace subspace;
 
 std::string version_text() {
-  std::string sets;
-  if (__builtin_cpu_supports("avx2")) sets += " avx2";
-  if (__builtin_cpu_supports("avx512f")) sets += " avx512f";
-  return fmt::format("subspace {} (commit {}, {})\ntorch {}\ninstruction sets:{}\ndevices: {}",
+  const auto sets = instruction_sets();
+  return fmt::format("subspace {} (commit {}, {})\ntorch {}\ninstruction sets: {}\ndevices: {}",
                      version(), git_commit(), compiler(), TORCH_VERSION,
-                     sets.empty() ? " baseline" : sets,
+                     sets.empty() ? "baseline" : fmt::format("{}", fmt::join(sets, ", ")),
                      chosen_device({}).is_cuda() ? "cpu, cuda" : "cpu");
 }
+
+/// Each command in the program's own help by its first paragraph; its examples are in its own help.
+class Help : public CLI::Formatter {
+ public:
+  std::string make_subcommand(const CLI::App* command) const override {
+    const std::string text = command->get_description();
+    std::stringstream out;
+    CLI::detail::format_help(out, command->get_name(), text.substr(0, text.find("\n\n")),
+                             get_column_width());
+    return out.str();
+  }
+  std::string make_description(const CLI::App* app) const override {
+    return CLI::Formatter::make_description(app) + "\n";
+  }
+};
 
 int report_error(const GlobalOptions& globals, const char* code, const std::string& what,
                  int status) {
@@ -46,8 +64,9 @@ int main(int argc, char** argv) {
       "  subspace inspect MODEL                        what it is, what would be read\n"
       "  subspace spectra MODEL --out DIR              all singular values of its attention\n"
       "  subspace report DIR --out report.html         a page that shows and explains them\n"
-      "  subspace synth deepseek-v3 --out DIR          random weights at real shapes, to measure\n",
+      "  subspace synth deepseek-v3 --out DIR          random weights at real shapes, to measure",
       "subspace");
+  app.formatter(std::make_shared<Help>());
   app.require_subcommand(1);
   app.fallthrough();
   app.option_defaults()->always_capture_default();
@@ -73,8 +92,11 @@ int main(int argc, char** argv) {
     return 0;
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return app.exit(error);
-    std::fprintf(stderr, "error: %s\nRun subspace --help, or subspace COMMAND --help.\n",
-                 error.what());
+    // Parsing may have stopped before it came to --json.
+    globals.json = std::any_of(argv, argv + argc,
+                               [](const char* word) { return std::string_view(word) == "--json"; });
+    report_error(globals, "usage", error.what(), 2);
+    std::fprintf(stderr, "Run subspace --help, or subspace COMMAND --help.\n");
     return 2;
   } catch (const Error& error) {
     return report_error(globals, error_code_name(error.code()), error.what(),

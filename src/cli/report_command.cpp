@@ -21,7 +21,9 @@ void add_report(CLI::App& app, const GlobalOptions& globals) {
       "report",
       "One self-contained HTML page from result folders; several are compared.\n\n"
       "  subspace report run --out report.html\n"
-      "  subspace report base finetuned --out compared.html");
+      "  subspace report base finetuned --out compared.html\n\n"
+      "The page opens from disk, offline, and says of each figure what one sees and how not to\n"
+      "misread it; docs/report.md shows it. Printed: the path of the page.");
   command->add_option("runs", arguments->runs, "folders that `subspace spectra` wrote")->required();
   command->add_option("--out", arguments->out, "the page to write")->required();
   command->add_option(
