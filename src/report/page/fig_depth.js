@@ -28,7 +28,7 @@ function drawDepth() {
     id: "fig-depth",
     title: "Rank against depth",
     question: "How many directions does each map use, layer by layer?",
-    see: "One panel a map. The solid line is what the trained weights need, the dashed one what a random matrix of the same shape would need, the thin line at the top all there is. For single heads the line is the median head of the layer, the dark band the middle half of the heads, the pale band all of them. A solid line far below the dashed one is structure that training put there.",
+    see: "One panel a map. The solid line is what the trained weights need, the dashed one with its band what a random matrix of the same shape would need (single draws differ by one rank, or one in a hundred), the thin line at the top all there is. For single heads the line is the median head of the layer, the dark band the middle half of the heads, the pale band all of them. A solid line below the band is structure that training put there.",
     care: "Compare with the dashed line, not with the top: noise, too, falls short of full rank, and by different amounts for different shapes. A rank at 99 % energy leaves 1 % of the energy out, which is 10 % of the norm. Panels have scales of their own.",
     keys: ["layer", "run"],
     defaults: { part: kinds[0][0], metric: depthMetrics()[0][0], scale: differ ? "share" : "count" },
@@ -117,6 +117,8 @@ function composeDepth(f, { part, metric, scale, panels: counted }, { theme, widt
       layout.shapes.push({ type: "line", xref: `x${id} domain`, yref: `y${id}`, x0: 0, x1: 1, y0: most, y1: most,
         line: { color: theme.axis, width: 1 } });
     }
+    series.forEach((points, i) => layout.shapes.push(...randomBand(points, i, id, shares ? counted[k].series[i] : points,
+      { theme, metric })));
     series.forEach((points, i) => data.push(...depthTraces(points, i, id, map,
       { theme, part, metric, legend: k === 0, format: shares ? ".1%" : ".5~g" })));
   });
@@ -127,6 +129,17 @@ function composeDepth(f, { part, metric, scale, panels: counted }, { theme, widt
   return { data, layout, ownHeight: true,
     label: `${metricLabel(metric)} against layer for ${panels.length} maps`,
     readout: single && [el("strong", {}, `Layer ${store.layerNumber()}: `), `${metricLabel(metric)}: ${single}.`] };
+}
+
+// How far a single random matrix can be from the value that is computed for its shape: one rank, or
+// one in a hundred (docs/metrics.md). Other metrics have no such bound and get the dashed line alone.
+function randomBand(points, i, id, counted, { theme, metric }) {
+  if (!metric.startsWith("rank_") || points.some((p) => missing(p.random))) return [];
+  const half = points.map((p, k) => p.random * Math.max(0.01, 1 / Math.max(1, counted[k].random)));
+  const edge = (sign) => points.map((p, k) => `${p.x},${Math.max(0, p.random + sign * half[k])}`);
+  const colour = RUNS.length > 1 ? theme.runs[i % theme.runs.length] : theme.random;
+  return [{ type: "path", name: "random", xref: `x${id}`, yref: `y${id}`, layer: "below", line: { width: 0 },
+    path: `M${[...edge(1), ...edge(-1).reverse()].join("L")}Z`, fillcolor: withAlpha(colour, 0.3) }];
 }
 
 function depthTraces(points, i, id, map, { theme, part, metric, legend, format }) {

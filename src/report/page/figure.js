@@ -42,8 +42,8 @@ class Figure {
         el("p", { class: "question" }, this.question),
         this.controlsNode, this.plot, this.readoutNode),
       el("div", { class: "caption" },
-        el("p", {}, el("b", {}, "What it shows."), " ", this.see),
-        el("p", {}, el("b", {}, "How not to misread it."), " ", this.care)));
+        el("p", {}, el("b", {}, "What it shows."), " ", glued(this.see)),
+        el("p", {}, el("b", {}, "How not to misread it."), " ", glued(this.care))));
     document.getElementById("figures").append(this.section);
   }
 
@@ -126,6 +126,9 @@ class Figure {
     save(`${name}.${kind}`, blob);
   }
 }
+
+// A number and its sign of percent stay on one line.
+const glued = (text) => text.replace(/(\d) %/g, "$1\u00a0%");
 
 const figure = (spec) => new Figure(spec);
 
