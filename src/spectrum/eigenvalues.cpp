@@ -29,6 +29,7 @@ constexpr std::int64_t kWidestOwn = 128;
 constexpr std::int64_t kNarrowestBand = 2000;
 /// A multiple of 24, the width of the products' inner kernel: 64 and 80 columns take MKL twice as
 /// long as 72. Wider bands make the products faster and the way down to tridiagonal form longer.
+constexpr std::int64_t kRowsAtOnce = 512;
 constexpr std::int64_t kBandWidth = 72;
 /// Problems that a GPU works on at once: each has few long kernels and many short ones.
 constexpr std::size_t kAtOnce = 4;
@@ -48,7 +49,15 @@ void require_finite(const at::Tensor& values, std::int64_t n, const char* what) 
 /// The upper triangle may hold anything, and LAPACK's own answer to NaN differs between builds.
 void require_finite_lower(const at::Tensor& a, const char* what) {
   const std::int64_t n = a.size(-1);
-  require_finite(at::tril(a).reshape({-1, n * n}), n, what);
+  const at::Tensor matrices = a.reshape({-1, n, n});
+  at::Tensor largest = at::zeros({matrices.size(0), 1}, a.options());
+  // A few rows at a time: a copy of a large matrix would count.
+  for (std::int64_t row = 0; row < n; row += kRowsAtOnce) {
+    const std::int64_t count = std::min(kRowsAtOnce, n - row);
+    const at::Tensor part = matrices.narrow(1, row, count).tril(row).abs().amax({1, 2});
+    largest = at::maximum(largest, part.unsqueeze(1));  // NaN stays NaN
+  }
+  require_finite(largest, n, what);
 }
 
 EigenRoute route_of(const at::Tensor& a) {

@@ -4,7 +4,7 @@
 
 namespace subspace {
 
-/// X^T X of a matrix [m, n], computed in block columns of the lower triangle and mirrored:
+/// X^T X of a matrix [m, n], computed in block rows of the upper triangle and mirrored:
 /// n^2 m (1 + 1/blocks) operations instead of 2 n^2 m, no temporary larger than a block column.
 at::Tensor gram_of_columns(const at::Tensor& x);
 
