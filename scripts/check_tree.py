@@ -9,6 +9,7 @@ from pathlib import Path
 # A folder may include itself and what is listed with it.
 MAY_USE = {
     "base": [],
+    "data": ["base"],
     "kernels": ["base"],
     "checkpoint": ["base", "kernels"],
     "attention": ["base", "kernels", "checkpoint"],
@@ -17,7 +18,7 @@ MAY_USE = {
     "synth": ["base", "kernels", "checkpoint", "attention"],
     "cli": ["base", "kernels", "checkpoint", "attention", "spectrum", "report", "synth"],
 }
-WITHOUT_TORCH = ["base", "kernels", "checkpoint", "report"]
+WITHOUT_TORCH = ["base", "data", "kernels", "checkpoint", "report"]
 MACHINE_PATH = re.compile(r"(^|[^\w./-])/(work|home/\w+|root|farm|tmp/team)/")
 
 

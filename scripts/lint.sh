@@ -23,7 +23,7 @@ tidy() {
   log=$(mktemp)
   cmake -S . -B "$build" -G Ninja -DCMAKE_CXX_COMPILER=clang++ -DSUBSPACE_TORCH=OFF \
     -DSUBSPACE_TESTS=OFF -DSUBSPACE_BENCH=OFF >"$log" 2>&1 || { cat "$log" >&2; return 1; }
-  git ls-files 'src/base/*.cpp' 'src/kernels/*.cpp' 'src/checkpoint/*.cpp' |
+  git ls-files 'src/base/*.cpp' 'src/data/*.cpp' 'src/kernels/*.cpp' 'src/checkpoint/*.cpp' |
     xargs -P "$(nproc)" -n 2 clang-tidy --quiet -p "$build" 2>"$log"
   local status=$?
   # "N warnings generated" is about system headers; real errors of the tool are worth showing.
