@@ -53,6 +53,7 @@ SKIPPED = "import pytest\ndef test_a(): pytest.skip('no oracle')\n"
         (PASS, SKIPPED, [], {"CI": "1"}, "1 passed, 1 failed", 1),
         (PASS, SKIPPED, [], {"CI": "true"}, "1 passed, 1 failed", 1),
         (PASS, SKIPPED.replace("no oracle", "needs a GPU"), [], {"CI": "1"}, "1 passed, 0 failed", 0),
+        (PASS, SKIPPED.replace("no oracle", "shared data not found"), [], {"CI": "1"}, "1 passed, 0 failed", 0),
     ],
 )
 def test_summary(tmp_path, cpp, python, filter, environment, line, status):
