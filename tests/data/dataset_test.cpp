@@ -1,6 +1,9 @@
 #include "data/dataset.h"
 
+#include <algorithm>
 #include <fstream>
+#include <functional>
+#include <numeric>
 
 #include "data/data_folder.h"
 
@@ -82,6 +85,51 @@ TEST(DatasetTest, ReadsImages) {
   EXPECT_EQ(read(data.split("train"), {0, 1}, 1, &DataSplit::labels), (Ints{1, 0}));
   EXPECT_EQ(data.held_out(), &data.split("test"));
   EXPECT_EQ(data.meta().image->channels, 1);
+}
+
+// Folders that subspace.prepare made; tests/python/test_prepare_format.py keeps them so.
+TEST(DatasetTest, ReadsWhatPrepareMakes) {
+  const std::filesystem::path made = SUBSPACE_TEST_DATA;
+  for (const char* name :
+       {"encoder", "packed_encoder", "packed_decoder", "classification", "images"}) {
+    const Dataset data(made / name);
+    EXPECT_NO_THROW(data.verify()) << name;
+    ASSERT_NE(data.held_out(), nullptr) << name;
+    for (const DataSplit* split : {&data.split("train"), data.held_out()}) {
+      std::vector<std::int64_t> rows(static_cast<std::size_t>(split->rows()));
+      std::iota(rows.begin(), rows.end(), 0);
+      if (data.meta().kind == DataKind::Images) {
+        std::vector<std::uint8_t> pixels(rows.size() * 6);
+        EXPECT_NO_THROW(split->images(rows, pixels)) << name;
+        read(*split, rows, 1, &DataSplit::labels);
+        continue;
+      }
+      const Ints tokens = read(*split, rows, 8, &DataSplit::tokens);
+      const Ints lengths = read(*split, rows, 1, &DataSplit::lengths);
+      EXPECT_EQ(std::accumulate(lengths.begin(), lengths.end(), std::int64_t{0}),
+                split->meta().tokens);
+      const auto& special = data.meta().tokenizer.never_masked;
+      std::int64_t text = 0;
+      for (const std::int32_t token : tokens) {
+        text += !std::binary_search(special.begin(), special.end(), token);
+      }
+      EXPECT_EQ(text, split->meta().text_tokens) << name;
+    }
+  }
+}
+
+TEST(DatasetTest, PreparedDocumentsBeginWhereTheMetaSays) {
+  // "= First =\n\nR\u00f6ntgen rays." is 25 bytes and an EOS; "= Second =\n\nTwo." 16 and one.
+  const Dataset data(std::filesystem::path(SUBSPACE_TEST_DATA) / "packed_decoder");
+  const DataSplit& train = data.split("train");
+  ASSERT_EQ(train.rows(), 6);
+  const Ints numbers = read(train, {3}, 8, &DataSplit::document_numbers);
+  EXPECT_EQ(numbers, (Ints{0, 0, 1, 1, 1, 1, 1, 1}));
+  const Ints tokens = read(train, {3}, 8, &DataSplit::tokens);
+  EXPECT_EQ(tokens[1], data.meta().tokenizer.special.at("eos"));
+  const Ints next = read(train, {2, 3}, 8, &DataSplit::next_tokens);
+  EXPECT_EQ(next[7], tokens[0]);
+  EXPECT_EQ(next[8], tokens[1]);
 }
 
 TEST(DatasetTest, SaysHowToMakeData) {
