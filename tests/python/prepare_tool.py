@@ -67,8 +67,8 @@ class Data:
         if "tokens" in arrays:
             assert arrays["lengths"].sum() == entry["tokens"] == entry["text_tokens"] + entry["special_tokens"]
             assert arrays["tokens"].size == entry["tokens"] + entry["padding"]
-            for row, length in zip(arrays["tokens"], arrays["lengths"]):
-                assert (row[length:] == self.meta["pad_id"]).all()
+            behind = np.arange(self.meta["length"]) >= arrays["lengths"][:, None]
+            assert (arrays["tokens"][behind] == self.meta["pad_id"]).all()
         return arrays
 
     def tokenizer(self):
@@ -79,10 +79,9 @@ class Data:
     def documents(self, split="train"):
         """The text of each document, from its tokens."""
         arrays, tokenizer = self.splits[split], self.tokenizer()
-        flat, special = arrays["tokens"].ravel(), self.meta["tokenizer"]["never_masked"]
-        starts = arrays["documents"]
-        return [tokenizer.decode([i for i in flat[begin:end] if i not in special])
-                for begin, end in zip(starts, starts[1:])]
+        flat, starts = arrays["tokens"].ravel(), arrays["documents"]
+        text = ~np.isin(flat, self.meta["tokenizer"]["never_masked"])
+        return [tokenizer.decode(flat[begin:end][text[begin:end]].tolist()) for begin, end in zip(starts, starts[1:])]
 
 
 def shared(*parts):

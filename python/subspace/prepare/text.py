@@ -142,11 +142,10 @@ class _Job:
 
     def nothing_in(self, name, split):
         names = ", ".join(source.name for source in split.sources)
-        if name == "valid" and self.options.valid_fraction:
-            documents = self.splits["train"].documents
-            return (f"{names}: none of {documents} documents was held out by --valid-fraction "
-                    f"{self.options.valid_fraction}; raise it, let --documents find more of them, or name "
-                    "files with --valid")
+        parts = [self.splits[part].documents for part in ("train", "valid") if part in self.splits]
+        if self.options.valid_fraction and name != "test" and sum(parts):
+            return (f"{names}: --valid-fraction {self.options.valid_fraction} of {sum(parts)} documents leaves '{name}' "
+                    "empty; choose another share, let --documents find more of them, or name files with --valid")
         return f"{names}: no text for '{name}'; expected at least one word"
 
 
