@@ -388,7 +388,7 @@ def test_wikipedia(tmp_path):
     # Against the tokenizer of transformers, document by document.
     from transformers import BertTokenizerFast
 
-    oracle = BertTokenizerFast(vocab_file=str(vocab))
+    oracle = BertTokenizerFast(vocab=str(vocab))
     arrays = data.splits["train"]
     starts = arrays["documents"]
     documents = ["= " + part for part in ("\n\n" + text).split("\n\n= ")[1:]]
