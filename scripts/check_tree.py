@@ -14,9 +14,11 @@ MAY_USE = {
     "checkpoint": ["base", "kernels"],
     "attention": ["base", "kernels", "checkpoint"],
     "spectrum": ["base", "kernels", "checkpoint", "attention"],
+    "nn": ["base", "kernels", "checkpoint", "attention"],
     "report": ["base", "checkpoint"],
     "synth": ["base", "kernels", "checkpoint", "attention"],
-    "cli": ["base", "kernels", "checkpoint", "attention", "spectrum", "report", "synth"],
+    "cli": ["base", "data", "kernels", "checkpoint", "attention", "spectrum", "nn", "report",
+            "synth"],
 }
 WITHOUT_TORCH = ["base", "data", "kernels", "checkpoint", "report"]
 MACHINE_PATH = re.compile(r"(^|[^\w./-])/(work|home/\w+|root|farm|tmp/team)/")

@@ -36,6 +36,9 @@ const std::map<std::string, Factory>& registry() {
       {"minicpm3", make_deepseek},
       {"ministral3", make_llama},
       {"mistral4", make_deepseek},
+      {"subspace_decoder", make_subspace},
+      {"subspace_encoder", make_subspace},
+      {"subspace_vit", make_subspace},
   };
   return families;
 }

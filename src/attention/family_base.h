@@ -82,6 +82,7 @@ std::unique_ptr<Family> make_deepseek_v4(FamilyBase::Context context);
 std::unique_ptr<Family> make_bert(FamilyBase::Context context);
 std::unique_ptr<Family> make_distilbert(FamilyBase::Context context);
 std::unique_ptr<Family> make_gpt2(FamilyBase::Context context);
+std::unique_ptr<Family> make_subspace(FamilyBase::Context context);
 std::unique_ptr<Family> make_vit(FamilyBase::Context context);
 
 }  // namespace subspace

@@ -84,7 +84,7 @@ Factored qk_at(const AttentionLayer& layer, std::int64_t delta) {
          layer.index, delta);
   }
   const auto offset = static_cast<double>(delta);
-  if (layer.is_mla()) {
+  if (layer.q_rope.defined()) {
     return {rotate(layer.q_rope, layer.rotary, offset),
             layer.kpe.t().unsqueeze(0).expand({layer.heads(), -1, -1})};
   }

@@ -13,5 +13,7 @@ void add_spectra(CLI::App& app, const GlobalOptions& globals);
 void add_report(CLI::App& app, const GlobalOptions& globals);
 void add_synth(CLI::App& app, const GlobalOptions& globals);
 void add_export(CLI::App& app, const GlobalOptions& globals);
+void add_forward(CLI::App& app, const GlobalOptions& globals);
+void add_init(CLI::App& app, const GlobalOptions& globals);
 
 }  // namespace subspace

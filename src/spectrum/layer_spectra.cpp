@@ -179,6 +179,7 @@ class LayerSpectra {
 
   /// Q, Qpe, K, V: heads [H, a, w] side by side, [a, H w]: the space read from.
   void reading(const char* map, const at::Tensor& x, const std::vector<bool>& bad) {
+    if (x.size(2) == 0) return;  // MLA whose heads are rotated whole
     MapSpectra s;
     s.map = map;
     s.heads = of_heads(x);
@@ -315,6 +316,7 @@ class LayerSpectra {
   }
 
   void queries_to_keys() {
+    if (layer_.q.size(2) == 0) return;
     Dims before = {layer_.q.size(1)}, after = {layer_.k.size(1)};
     if (through_latents() && layer_.qa.defined()) before.insert(before.begin(), layer_.qa.size(0));
     if (through_latents() && layer_.kva.defined()) after.push_back(layer_.kva.size(0));
@@ -325,7 +327,7 @@ class LayerSpectra {
 
   /// The rotation acts between two small factors, which are the same at every offset.
   void at_offsets() {
-    const bool latent = layer_.is_mla();
+    const bool latent = layer_.q_rope.defined();
     const at::Tensor& queries = latent ? fused_.q_rope : fused_.q;
     const at::Tensor keys = latent ? fused_.kpe.unsqueeze(0) : fused_.k;
     MapSpectra s;

@@ -119,19 +119,21 @@ def written(views, heads):
     out = heads @ views["o"]
     if "ob" in views:
         out = out.unflatten(0, (views["ob"].shape[0], -1)).sum(1) @ views["ob"]
-    out = out.sum(0)
-    return out + views["o_bias"] if "o_bias" in views else out
+    return out.sum(0)
 
 
-def attention_output(views, x):
-    """Output [T, d] for x [T, d], the (normed) vectors that the attention module reads."""
+def attention_output(views, x, through=None):
+    """Output [T, d] for x [T, d], the (normed) vectors that the attention module reads. `through`
+    takes the heads' outputs [H, T, d_v] to [T, d] where the views alone do not say how."""
     q, k = queries_and_keys(views, x)
     logits = q @ k.transpose(1, 2) * number(views, "softmax_scale")
     cap = number(views, "logit_softcap")
     if cap:
         logits = cap * torch.tanh(logits / cap)
     logits = logits.masked_fill(~mask(views, x.shape[0]), -math.inf)
-    return written(views, softmax(views, logits) @ values(views, x))
+    heads = softmax(views, logits) @ values(views, x)
+    out = through(heads) if through else written(views, heads)
+    return out + views["o_bias"] if "o_bias" in views else out
 
 
 def relative(found, expected):

@@ -1,0 +1,75 @@
+#include "nn/feed_forward.h"
+
+#include <ATen/ATen.h>
+
+#include "base/error.h"
+
+namespace subspace::nn {
+
+FeedForward::FeedForward(Parameters& parameters, const FeedForwardConfig& config,
+                         std::int64_t width, const Names& names)
+    : gated_(config.gated) {
+  std::vector<Rows> rows;
+  if (gated_) rows.push_back({names.gate, config.width});
+  rows.push_back({names.up, config.width});
+  up_ = joined_linear(parameters, rows, width, config.bias);
+  down_ = linear(parameters, names.down, width, config.width, config.bias);
+}
+
+at::Tensor FeedForward::operator()(const at::Tensor& x) const {
+  const at::Tensor up = up_(x);
+  if (!gated_) return down_(at::gelu(up));
+  const std::int64_t width = up.size(-1) / 2;
+  return down_(at::silu(up.narrow(-1, 0, width)) * up.narrow(-1, width, width));
+}
+
+std::string layer_name(const ModelConfig& config, std::int64_t index) {
+  const char* stem = config.decoder_names          ? "model.layers"
+                     : config.model_type == "bert" ? "bert.encoder.layer"
+                                                   : "vit.encoder.layer";
+  return fmt::format("{}.{}.", stem, index);
+}
+
+Block::Block(Parameters& parameters, const ModelConfig& config, std::int64_t index)
+    : post_norm_(config.post_norm) {
+  const std::string layer = layer_name(config, index);
+  auto norm = [&](const char* decoder, const char* bert, const char* vit) {
+    const char* name = config.decoder_names ? decoder : config.post_norm ? bert : vit;
+    return norm_layer(parameters, layer + name, config.width, config.norm_eps, config.layer_norm);
+  };
+  first_ = norm("input_layernorm", "attention.output.LayerNorm", "layernorm_before");
+  attention_.emplace(parameters, config, layer);
+  second_ = norm("post_attention_layernorm", "output.LayerNorm", "layernorm_after");
+  if (config.is_moe(index)) {
+    feed_forward_.emplace<MixtureOfExperts>(parameters, *config.moe, config.width, layer + "mlp.");
+  } else {
+    const FeedForward::Names names =
+        config.decoder_names
+            ? FeedForward::Names{layer + "mlp.gate_proj", layer + "mlp.up_proj",
+                                 layer + "mlp.down_proj"}
+            : FeedForward::Names{"", layer + "intermediate.dense", layer + "output.dense"};
+    feed_forward_.emplace<FeedForward>(parameters, config.feed_forward, config.width, names);
+  }
+}
+
+at::Tensor Block::feed_forward(const at::Tensor& x, PassContext& pass) const {
+  if (const auto* experts = std::get_if<MixtureOfExperts>(&feed_forward_)) {
+    return (*experts)(x, pass);
+  }
+  return std::get<FeedForward>(feed_forward_)(x);
+}
+
+at::Tensor Block::operator()(const at::Tensor& x, PassContext& pass) const {
+  if (post_norm_) {
+    const at::Tensor attended = first_(x + (*attention_)(x, pass));
+    return second_(attended + feed_forward(attended, pass));
+  }
+  const at::Tensor attended = x + (*attention_)(first_(x), pass);
+  return attended + feed_forward(second_(attended), pass);
+}
+
+void Block::after_step() {
+  if (auto* experts = std::get_if<MixtureOfExperts>(&feed_forward_)) experts->after_step();
+}
+
+}  // namespace subspace::nn

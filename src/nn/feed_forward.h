@@ -1,0 +1,86 @@
+#pragma once
+
+#include <variant>
+
+#include "nn/attention.h"
+
+namespace subspace::nn {
+
+/// W2 gelu(W1 x + b1) + b2 with the exact gelu, or W2 (silu(Wg x) * (W1 x)), biases if configured.
+class FeedForward {
+ public:
+  struct Names {
+    std::string gate, up, down;
+  };
+  FeedForward(Parameters& parameters, const FeedForwardConfig& config, std::int64_t width,
+              const Names& names);
+  at::Tensor operator()(const at::Tensor& x) const;
+
+ private:
+  bool gated_;
+  Linear up_, down_;  // gated: gate and up from one product
+};
+
+/// A mixture of gated experts, as DeepSeek-V3 (Liu et al. 2024, section 2.1.2) routes it.
+///
+///   s = sigmoid(x R) (or softmax);  the `active` largest of s + b are chosen, after all but the
+///   best groups of experts are ruled out (a group's score: its two largest, summed)
+///   y = shared(x) + scaling sum_chosen (s_e / sum s) expert_e(x)
+///
+/// b, the correction bias, takes no gradient: after_step() moves it by `bias_speed` towards equal
+/// load. The balance loss, if there is a coefficient: alpha E sum_e f_e P_e with f_e the share of
+/// choices that fell on e and P_e the mean of its normalised score, over the tokens of the pass
+/// (Fedus et al. 2021; DeepSeek-V3's is the same over each sequence).
+///
+/// Cost: on the CPU each expert computes its own tokens if there are many experts; elsewhere all
+/// experts compute all tokens in two products, which needs no word from the device and is the
+/// faster way for a few small experts, E / active times the arithmetic.
+class MixtureOfExperts {
+ public:
+  MixtureOfExperts(Parameters& parameters, const MoeConfig& config, std::int64_t width,
+                   const std::string& base);
+  at::Tensor operator()(const at::Tensor& x, PassContext& pass) const;
+  void after_step();
+
+  /// Both ways to compute the experts, for x [N, d], choices and their weights [N, active].
+  at::Tensor all_experts(const at::Tensor& x, const at::Tensor& chosen,
+                         const at::Tensor& weights) const;
+  at::Tensor chosen_experts(const at::Tensor& x, const at::Tensor& chosen,
+                            const at::Tensor& weights) const;
+
+ private:
+  struct Route {
+    at::Tensor chosen, weights;  // [N, active]
+  };
+  Route route(const at::Tensor& x, PassContext& pass) const;
+  at::Tensor without_weak_groups(const at::Tensor& scores) const;
+
+  MoeConfig config_;
+  std::int64_t width_;
+  at::Tensor router_, bias_;
+  at::Tensor up_, down_;     // [E 2 m, d] gate and up of each expert, [E d, m]
+  mutable at::Tensor load_;  // [E] choices since the last step
+  std::optional<FeedForward> shared_;
+};
+
+/// One layer: pre-norm  x + attention(norm(x)), then the same with the feed-forward part, or
+/// post-norm (BERT)  norm(x + attention(x)).
+class Block {
+ public:
+  Block(Parameters& parameters, const ModelConfig& config, std::int64_t index);
+  at::Tensor operator()(const at::Tensor& x, PassContext& pass) const;
+  void after_step();
+
+ private:
+  at::Tensor feed_forward(const at::Tensor& x, PassContext& pass) const;
+
+  bool post_norm_;
+  std::optional<Attention> attention_;
+  NormLayer first_, second_;
+  std::variant<std::monostate, FeedForward, MixtureOfExperts> feed_forward_;
+};
+
+/// Name in front of a layer's tensors, "model.layers.3.".
+std::string layer_name(const ModelConfig& config, std::int64_t index);
+
+}  // namespace subspace::nn

@@ -1,0 +1,90 @@
+#include "nn/layers.h"
+
+#include <ATen/ATen.h>
+
+namespace subspace::nn {
+
+at::Tensor Linear::operator()(const at::Tensor& x) const { return at::linear(x, weight, bias); }
+
+Linear joined_linear(Parameters& parameters, const std::vector<Rows>& parts, std::int64_t in,
+                     bool bias) {
+  std::vector<Parameters::Named> weights, biases;
+  for (const Rows& part : parts) {
+    weights.push_back({part.name + ".weight", {part.rows, in}});
+    biases.push_back({part.name + ".bias", {part.rows}});
+  }
+  Linear out;
+  out.weight = parameters.weights(weights);
+  if (bias) out.bias = parameters.bias(biases);
+  return out;
+}
+
+Linear linear(Parameters& parameters, const std::string& name, std::int64_t out, std::int64_t in,
+              bool bias) {
+  return joined_linear(parameters, {{name, out}}, in, bias);
+}
+
+at::Tensor NormLayer::operator()(const at::Tensor& x) const {
+  const std::int64_t width[] = {weight.size(-1)};
+  return bias.defined() ? at::layer_norm(x, width, weight, bias, eps)
+                        : at::rms_norm(x, width, weight, eps);
+}
+
+NormLayer norm_layer(Parameters& parameters, const std::string& name, std::int64_t width,
+                     double eps, bool layer) {
+  NormLayer out;
+  out.eps = eps;
+  out.weight = parameters.norm(name + ".weight", {width});
+  if (layer) out.bias = parameters.bias({{name + ".bias", {width}}});
+  return out;
+}
+
+RotaryTable::RotaryTable(const Rotary& rotary, std::int64_t positions,
+                         const at::TensorOptions& options)
+    : layout_(rotary.layout), begin_(rotary.begin), dims_(rotary.dims) {
+  if (layout_ == Rotary::Layout::none) return;
+  // Angles in double precision whatever the model's: at position 1000 a float32 product is off in
+  // the fourth digit of the cosine.
+  const at::Tensor angles =
+      at::outer(at::arange(positions, at::kDouble), at::tensor(rotary.frequencies, at::kDouble));
+  const bool wide = options.dtype() == at::kDouble;
+  const at::TensorOptions kept = options.dtype(wide ? at::kDouble : at::kFloat);
+  cos_ = (angles.cos() * rotary.scale).to(kept);
+  sin_ = (angles.sin() * rotary.scale).to(kept);
+}
+
+RotaryTable RotaryTable::at_positions(std::int64_t tokens, const at::Tensor& positions) const {
+  RotaryTable out = *this;
+  if (layout_ == Rotary::Layout::none) return out;
+  // [T, 1, dims/2], or [B, T, 1, dims/2]: one axis for the heads.
+  auto rows = [&](const at::Tensor& table) {
+    if (!positions.defined()) return table.narrow(0, 0, tokens).unsqueeze(1);
+    return at::embedding(table, positions).unsqueeze(2);
+  };
+  out.cos_ = rows(cos_);
+  out.sin_ = rows(sin_);
+  return out;
+}
+
+at::Tensor RotaryTable::rotate(const at::Tensor& x) const {
+  if (layout_ == Rotary::Layout::none) return x;
+  const std::int64_t width = x.size(-1);
+  const at::Tensor part = dims_ == width ? x : x.narrow(-1, begin_, dims_);
+  at::Tensor a, b;
+  if (layout_ == Rotary::Layout::half) {
+    a = part.narrow(-1, 0, dims_ / 2);
+    b = part.narrow(-1, dims_ / 2, dims_ / 2);
+  } else {
+    a = part.slice(-1, 0, dims_, 2);
+    b = part.slice(-1, 1, dims_, 2);
+  }
+  std::vector<at::Tensor> pieces;
+  if (begin_ > 0) pieces.push_back(x.narrow(-1, 0, begin_));
+  pieces.push_back((a * cos_ - b * sin_).to(x.scalar_type()));
+  pieces.push_back((a * sin_ + b * cos_).to(x.scalar_type()));
+  const std::int64_t rest = width - begin_ - dims_;
+  if (rest > 0) pieces.push_back(x.narrow(-1, width - rest, rest));
+  return at::cat(pieces, -1);
+}
+
+}  // namespace subspace::nn

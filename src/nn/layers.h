@@ -1,0 +1,60 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <string>
+
+#include "nn/config.h"
+#include "nn/parameters.h"
+
+namespace subspace::nn {
+
+/// y = x W^T + b, weight [out, in] as checkpoints store it; bias undefined if there is none.
+struct Linear {
+  at::Tensor weight, bias;
+  at::Tensor operator()(const at::Tensor& x) const;
+};
+
+/// Several projections of one vector as one product. Names without ".weight".
+struct Rows {
+  std::string name;
+  std::int64_t rows;
+};
+Linear joined_linear(Parameters& parameters, const std::vector<Rows>& parts, std::int64_t in,
+                     bool bias);
+Linear linear(Parameters& parameters, const std::string& name, std::int64_t out, std::int64_t in,
+              bool bias);
+
+/// RMSNorm  x / sqrt(mean(x^2) + eps) * w,  or LayerNorm  (x - mean) / sqrt(var + eps) * w + b,
+/// over the last axis.
+struct NormLayer {
+  at::Tensor weight, bias;
+  double eps = 0;
+  at::Tensor operator()(const at::Tensor& x) const;
+};
+/// RMSNorm, or LayerNorm with `layer`. `name` without ".weight".
+NormLayer norm_layer(Parameters& parameters, const std::string& name, std::int64_t width,
+                     double eps, bool layer);
+
+/// Cosines and sines of every position up to the longest sequence, [positions, dims / 2].
+///
+/// Heads are rotated as Rotary says (attention/layer.h). The interleaved layout comes back with
+/// its pairs taken apart, first elements before second: a permutation that queries and keys share,
+/// which no product of the two can see.
+class RotaryTable {
+ public:
+  RotaryTable() = default;
+  RotaryTable(const Rotary& rotary, std::int64_t positions, const at::TensorOptions& options);
+
+  /// The rows of positions 0 .. tokens - 1, or of `positions` [B, T].
+  RotaryTable at_positions(std::int64_t tokens, const at::Tensor& positions) const;
+  /// x [B, T, heads, width] with its rotary part (columns begin .. begin + dims) turned.
+  at::Tensor rotate(const at::Tensor& x) const;
+
+ private:
+  Rotary::Layout layout_ = Rotary::Layout::none;
+  std::int64_t begin_ = 0, dims_ = 0;
+  at::Tensor cos_, sin_;
+};
+
+}  // namespace subspace::nn

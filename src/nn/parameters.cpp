@@ -1,0 +1,135 @@
+#include "nn/parameters.h"
+
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
+
+#include <set>
+
+#include "base/error.h"
+#include "base/random.h"
+
+namespace subspace::nn {
+namespace {
+
+/// FNV-1a: the stream of random numbers that belongs to a tensor's name.
+std::uint64_t stream_of(const std::string& name) {
+  std::uint64_t hash = 14695981039346656037U;
+  for (const char c : name) hash = (hash ^ static_cast<unsigned char>(c)) * 1099511628211U;
+  return hash;
+}
+
+at::Tensor normal(const Parameters::Shape& shape, double deviation, std::uint64_t seed,
+                  const std::string& name) {
+  at::Tensor out = at::empty(shape, at::kDouble);
+  Random random(seed, stream_of(name));
+  auto* values = out.data_ptr<double>();
+  for (std::int64_t i = 0; i < out.numel(); ++i) values[i] = deviation * random.normal();
+  return out;
+}
+
+}  // namespace
+
+at::Tensor Parameters::add(const std::vector<Named>& parts, std::int64_t rows, Init init,
+                           bool decays, bool trained) {
+  Parameter parameter;
+  std::int64_t begin = 0;
+  for (const Named& part : parts) {
+    parameter.parts.push_back({part.name, part.shape, begin, part.shape.at(0)});
+    begin += part.shape.at(0);
+  }
+  Shape shape = parts.front().shape;
+  shape[0] = rows;
+  // A buffer is counted in, step by step: bfloat16 would lose the steps.
+  at::TensorOptions kept = options_.tensor;
+  if (!trained && kept.dtype() != at::kDouble) kept = kept.dtype(at::kFloat);
+  parameter.value = init == Init::ones ? at::ones(shape, kept) : at::zeros(shape, kept);
+  if (init == Init::normal && options_.fill) {
+    for (const Parameter::Part& part : parameter.parts) {
+      parameter.value.narrow(0, part.begin, part.rows)
+          .copy_(normal(part.shape, options_.range, options_.seed, part.name));
+    }
+  }
+  parameter.value.set_requires_grad(trained);
+  parameter.decays = decays;
+  parameter.trained = trained;
+  all_.push_back(parameter);
+  return parameter.value;
+}
+
+at::Tensor Parameters::weight(const std::string& name, const Shape& shape) {
+  return add({{name, shape}}, shape.at(0), Init::normal, true, true);
+}
+
+at::Tensor Parameters::weights(const std::vector<Named>& parts) {
+  std::int64_t rows = 0;
+  for (const Named& part : parts) rows += part.shape.at(0);
+  return add(parts, rows, Init::normal, true, true);
+}
+
+at::Tensor Parameters::padded_weight(const std::string& name, const Shape& shape,
+                                     std::int64_t multiple) {
+  const std::int64_t rows = (shape.at(0) + multiple - 1) / multiple * multiple;
+  return add({{name, shape}}, rows, Init::normal, true, true);
+}
+
+at::Tensor Parameters::bias(const std::vector<Named>& parts) {
+  std::int64_t rows = 0;
+  for (const Named& part : parts) rows += part.shape.at(0);
+  return add(parts, rows, Init::zeros, false, true);
+}
+
+at::Tensor Parameters::norm(const std::string& name, const Shape& shape) {
+  return add({{name, shape}}, shape.at(0), Init::ones, false, true);
+}
+
+at::Tensor Parameters::buffer(const std::string& name, const Shape& shape) {
+  return add({{name, shape}}, shape.at(0), Init::zeros, false, false);
+}
+
+std::int64_t Parameters::count() const {
+  std::int64_t count = 0;
+  for (const Parameter& parameter : all_) {
+    if (!parameter.trained) continue;
+    for (const Parameter::Part& part : parameter.parts) {
+      count += c10::multiply_integers(part.shape);
+    }
+  }
+  return count;
+}
+
+std::vector<std::string> Parameters::load(const Checkpoint& checkpoint, int threads) {
+  const at::NoGradGuard no_gradient;
+  std::set<std::string> used;
+  for (Parameter& parameter : all_) {
+    for (const Parameter::Part& part : parameter.parts) {
+      const auto& found = checkpoint.info(part.name).shape;
+      if (found != part.shape) {
+        fail(ErrorCode::InvalidShape,
+             "{}: tensor '{}' has shape {}; expected {} from config.json; the two belong to "
+             "different models",
+             checkpoint.shard_of(part.name), part.name, shape_text(found), shape_text(part.shape));
+      }
+      at::Tensor values = at::empty(part.shape, at::kDouble);
+      checkpoint.decode(part.name, values.data_ptr<double>(), threads);
+      parameter.value.narrow(0, part.begin, part.rows).copy_(values);
+      used.insert(part.name);
+    }
+  }
+  std::vector<std::string> unused;
+  for (const std::string& name : checkpoint.names()) {
+    if (!used.contains(name)) unused.push_back(name);
+  }
+  return unused;
+}
+
+void Parameters::save(const std::filesystem::path& file) const {
+  std::vector<std::pair<std::string, at::Tensor>> tensors;
+  for (const Parameter& parameter : all_) {
+    for (const Parameter::Part& part : parameter.parts) {
+      tensors.emplace_back(part.name, parameter.value.detach().narrow(0, part.begin, part.rows));
+    }
+  }
+  write_tensors(file, tensors);
+}
+
+}  // namespace subspace::nn

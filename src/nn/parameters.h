@@ -1,0 +1,96 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "checkpoint/checkpoint.h"
+#include "checkpoint/dtype.h"
+
+namespace subspace::nn {
+
+/// First values of a tensor: zero, one, or normal with the model's initializer_range.
+enum class Init { zeros, ones, normal };
+
+/// One trained tensor (or buffer), and the tensors of a checkpoint that it holds: matrices that
+/// read the same vector lie in one, on top of one another, so that one product serves them all.
+struct Parameter {
+  /// A tensor of the checkpoint: `rows` of the parameter from `begin` on, in its own shape.
+  struct Part {
+    std::string name;
+    std::vector<std::int64_t> shape;
+    std::int64_t begin = 0, rows = 0;
+  };
+  at::Tensor value;
+  std::vector<Part> parts;
+  bool decays = true;   ///< weight decay applies: all but norms and biases
+  bool trained = true;  ///< false: a buffer, which is saved but has no gradient
+
+  const std::string& name() const { return parts.front().name; }
+};
+
+/// The tensors of a model, in the order in which it was built.
+///
+/// A value depends on the seed, the name of the checkpoint's tensor and the place in it alone, so
+/// joining tensors, or moving one, changes no number.
+class Parameters {
+ public:
+  struct Options {
+    at::TensorOptions tensor;  ///< dtype and device
+    double range = 0.02;       ///< standard deviation of Init::normal
+    std::uint64_t seed = 0;
+    bool fill = true;  ///< false: left zero, for a model that is loaded next
+  };
+  explicit Parameters(const Options& options) : options_(options) {}
+
+  using Shape = std::vector<std::int64_t>;
+  struct Named {
+    std::string name;
+    Shape shape;
+  };
+
+  /// A weight matrix (or a convolution's tensor).
+  at::Tensor weight(const std::string& name, const Shape& shape);
+  /// Matrices of one width on top of one another.
+  at::Tensor weights(const std::vector<Named>& parts);
+  /// A matrix with zero rows added until their number is a multiple of `multiple`; the checkpoint
+  /// has none of them.
+  at::Tensor padded_weight(const std::string& name, const Shape& shape, std::int64_t multiple);
+  /// A vector without weight decay; biases begin as zero, weights of norms as one.
+  at::Tensor bias(const std::vector<Named>& parts);
+  at::Tensor norm(const std::string& name, const Shape& shape);
+  /// A tensor that is part of the model's state and not trained; zero at first, float32 at least.
+  at::Tensor buffer(const std::string& name, const Shape& shape);
+
+  const std::vector<Parameter>& all() const { return all_; }
+  /// Trained numbers of the checkpoint's tensors: padding is not counted.
+  std::int64_t count() const;
+
+  /// Fills every tensor from a checkpoint, exactly where its dtype can hold the value. Returns the
+  /// checkpoint's tensors that the model has no use for. Throws NotFound, InvalidShape (tensor,
+  /// found, expected), NotFinite.
+  std::vector<std::string> load(const Checkpoint& checkpoint, int threads);
+  /// model.safetensors in `folder`, whole or not at all. Throws Io.
+  void save(const std::filesystem::path& file) const;
+
+ private:
+  at::Tensor add(const std::vector<Named>& parts, std::int64_t rows, Init init, bool decays,
+                 bool trained);
+
+  Options options_;
+  std::vector<Parameter> all_;
+};
+
+/// The element type of safetensors for a tensor's. Throws Unsupported.
+DType dtype_of(const at::Tensor& tensor);
+
+/// Tensors under their names, as one safetensors file; they may lie on any device.
+void write_tensors(const std::filesystem::path& file,
+                   const std::vector<std::pair<std::string, at::Tensor>>& tensors);
+/// A tensor of a safetensors file, in its own element type, on the CPU. Throws as
+/// SafetensorsFile, Unsupported for types that ATen lacks.
+at::Tensor read_tensor(const SafetensorsFile& file, const std::string& name);
+
+}  // namespace subspace::nn
