@@ -15,9 +15,10 @@ MAY_USE = {
     "attention": ["base", "kernels", "checkpoint"],
     "spectrum": ["base", "kernels", "checkpoint", "attention"],
     "nn": ["base", "kernels", "checkpoint", "attention"],
+    "train": ["base", "data", "kernels", "checkpoint", "attention", "nn"],
     "report": ["base", "checkpoint"],
     "synth": ["base", "kernels", "checkpoint", "attention"],
-    "cli": ["base", "data", "kernels", "checkpoint", "attention", "spectrum", "nn", "report",
+    "cli": ["base", "data", "kernels", "checkpoint", "attention", "spectrum", "nn", "train", "report",
             "synth"],
 }
 WITHOUT_TORCH = ["base", "data", "kernels", "checkpoint", "report"]

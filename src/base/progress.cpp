@@ -56,9 +56,11 @@ void Progress::clear_line() {
   drawn_ = false;
 }
 
-void Progress::step(const std::string& note) {
-  ++done_;
-  ++here_;
+void Progress::step(const std::string& note) { step(note, done_ + 1); }
+
+void Progress::step(const std::string& note, std::int64_t done) {
+  here_ += done - done_;
+  done_ = done;
   if (g_quiet) return;
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start_;
   const double left =

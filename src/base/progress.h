@@ -30,6 +30,8 @@ class Progress {
   ~Progress();
   /// One more step done; `note` is shown behind it.
   void step(const std::string& note);
+  /// As many more as it takes to have `done` of them done.
+  void step(const std::string& note, std::int64_t done);
 
  private:
   void clear_line();

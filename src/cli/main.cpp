@@ -83,6 +83,8 @@ int main(int argc, char** argv) {
   add_export(app, globals);
   add_forward(app, globals);
   add_init(app, globals);
+  add_train(app, globals);
+  add_eval(app, globals);
   app.parse_complete_callback([&] { set_quiet(globals.quiet); });
   app.footer(
       "Exit status: 0 done; 1 failed (error: what, where, found, expected, what to do); 2 wrong\n"

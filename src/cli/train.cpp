@@ -1,0 +1,61 @@
+#include "train/trainer.h"
+
+#include <cstdio>
+
+#include "base/progress.h"
+#include "cli/commands.h"
+
+namespace subspace {
+namespace {
+
+struct Arguments {
+  std::string config, data, out;
+  std::vector<std::string> sets;
+  std::int64_t steps = 0, seed = -1;
+  bool resume = false, deterministic = false;
+};
+
+void train_model(const Arguments& arguments, const GlobalOptions& globals) {
+  train::Experiment experiment = train::read_experiment(arguments.config, arguments.sets);
+  if (arguments.steps > 0) experiment.train["steps"] = arguments.steps;
+  if (arguments.seed >= 0) experiment.train["seed"] = arguments.seed;
+  train::RunOptions options;
+  options.out = arguments.out;
+  options.threads = chosen_threads(globals);
+  options.device = chosen_device(globals);
+  options.resume = arguments.resume;
+  options.deterministic = arguments.deterministic;
+  const auto data = std::make_shared<const Dataset>(arguments.data);
+  const Json result = train::train(experiment, data, options);
+  std::printf("%s\n", globals.json ? result.dump().c_str() : arguments.out.c_str());
+}
+
+}  // namespace
+
+void add_train(CLI::App& app, const GlobalOptions& globals) {
+  auto arguments = std::make_shared<Arguments>();
+  CLI::App* command = app.add_subcommand(
+      "train",
+      "Pre-trains a model on data that `python -m subspace.prepare` made. A killed run goes on "
+      "with\n"
+      "--resume and ends with the same bits as an undisturbed one.\n\n"
+      "  subspace train configs/tiny-encoder-mla-o.json --data data --out run\n"
+      "  subspace train configs/encoder-mla.json --data data --out run --set learning_rate=1e-3");
+  command->add_option("config", arguments->config, "model and training, one JSON file")->required();
+  command->add_option("--data", arguments->data, "folder of subspace.prepare")->required();
+  command->add_option("--out", arguments->out, "folder of the run")->required();
+  command->add_option("--steps", arguments->steps, "instead of the configuration's")
+      ->check(CLI::PositiveNumber);
+  command->add_option("--seed", arguments->seed, "first weights, order of the data and masks")
+      ->check(CLI::NonNegativeNumber);
+  command
+      ->add_option("--set", arguments->sets,
+                   "name=value: any field of the model or of its training; may be repeated")
+      ->allow_extra_args(false);
+  command->add_flag("--resume", arguments->resume, "go on from the last checkpoint in --out");
+  command->add_flag("--deterministic", arguments->deterministic,
+                    "the same bits again on a GPU too, somewhat slower");
+  command->callback([arguments, &globals] { train_model(*arguments, globals); });
+}
+
+}  // namespace subspace

@@ -1,0 +1,57 @@
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
+
+#include <cmath>
+
+#include "base/error.h"
+#include "train/trainer.h"
+
+namespace subspace::train {
+
+Evaluation evaluate(const nn::Model& model, const Batches& batches, c10::Device device,
+                    std::int64_t rows) {
+  const at::NoGradGuard no_gradient;
+  const bool image = model.config().image.has_value();
+  const c10::ScalarType dtype = model.parameters().all().front().value.scalar_type();
+  // Sums in float64 on the device: a mean over millions of tokens must not depend on how many were
+  // added before.
+  const auto options = at::TensorOptions().dtype(at::kDouble).device(device);
+  at::Tensor loss = at::zeros({}, options), hits = at::zeros({}, options);
+  Evaluation out;
+  std::int64_t seen = 0;
+  for (std::int64_t n = 0; rows == 0 || seen < rows; ++n) {
+    const auto made = batches.held_out(n);
+    if (!made) break;
+    const Batch batch = made->to(device, dtype);
+    seen += image ? batch.input.pixels.size(0) : batch.input.tokens.size(0);
+    const at::Tensor hidden = model.hidden(batch.input);
+    at::Tensor vectors = image ? hidden.select(1, 0) : hidden.flatten(0, 1);
+    if (batch.predicted.defined()) vectors = vectors.index_select(0, batch.predicted);
+    loss.add_(model.loss_sum(vectors, batch.targets));
+    hits.add_((model.logits(vectors).argmax(-1) == batch.targets).sum());
+    out.count += batch.count;
+  }
+  if (out.count == 0) {
+    fail(ErrorCode::NotFound,
+         "the data has no held-out rows to evaluate on; prepare it with a valid or test split");
+  }
+  out.loss = loss.item<double>() / static_cast<double>(out.count);
+  out.accuracy = hits.item<double>() / static_cast<double>(out.count);
+  const auto words = static_cast<double>(batches.held_out_words());
+  if (words > 0 && model.config().task == nn::Task::causal_lm) {
+    out.word_perplexity =
+        std::exp(out.loss * static_cast<double>(batches.held_out_text_tokens()) / words);
+  }
+  return out;
+}
+
+Json to_json(const Evaluation& evaluation) {
+  Json json = {{"loss", evaluation.loss},
+               {"perplexity", std::exp(evaluation.loss)},
+               {"accuracy", evaluation.accuracy},
+               {"tokens", evaluation.count}};
+  if (evaluation.word_perplexity > 0) json["word_perplexity"] = evaluation.word_perplexity;
+  return json;
+}
+
+}  // namespace subspace::train

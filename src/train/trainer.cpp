@@ -1,0 +1,291 @@
+#include "train/trainer.h"
+
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
+
+#include <chrono>
+#include <cmath>
+#include <future>
+
+#include "base/atomic_file.h"
+#include "base/error.h"
+#include "base/interrupt.h"
+#include "base/progress.h"
+#include "base/version.h"
+#include "train/flops.h"
+#include "train/run_state.h"
+
+namespace subspace::train {
+namespace fs = std::filesystem;
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+c10::ScalarType chosen_dtype(const Settings& settings, c10::Device device) {
+  const bool narrow =
+      settings.precision == "bfloat16" || (settings.precision == "auto" && !device.is_cpu());
+  return narrow ? at::kBFloat16 : at::kFloat;
+}
+
+nn::ModelConfig model_to_train(const Experiment& experiment) {
+  nn::ModelConfig config = nn::read_model_config(experiment.model, experiment.where);
+  if (config.dropout > 0) {
+    fail(ErrorCode::Unsupported,
+         "{}: dropout {} is asked for, which training here does not have; set attention_dropout, "
+         "attention_probs_dropout_prob and hidden_dropout_prob to 0",
+         experiment.where, config.dropout);
+  }
+  return config;
+}
+
+class Run {
+ public:
+  Run(const Experiment& experiment, std::shared_ptr<const Dataset> data, const RunOptions& options)
+      : options_(options),
+        config_(model_to_train(experiment)),
+        settings_(read_settings(experiment.train, experiment.where)),
+        dtype_(chosen_dtype(settings_, options.device)),
+        batches_(open_batches(std::move(data), config_, settings_)) {
+    create_folder(options_.out);
+    lock_.emplace(options_.out);
+    const std::int64_t begin = prepare_folder();
+    if (options_.deterministic) at::globalContext().setDeterministicAlgorithms(true, false);
+    nn::Model::Options model;
+    model.device = options_.device;
+    model.dtype = dtype_;
+    model.seed = settings_.seed;
+    model_.emplace(config_, model);
+    optimizer_.emplace(model_->parameters(), settings_);
+    if (begin > 0) {
+      at_ = load_checkpoint(options_.out, begin, *model_, *optimizer_, options_.threads);
+      message(fmt::format("goes on behind step {}", begin));
+    }
+    first_unread_ = at_.step;
+    last_good_ = begin;
+    metrics_.emplace(options_.out / "metrics.jsonl", at_.step);
+    flops_ = training_flops(model_->parameters(), config_, settings_);
+  }
+
+  Json go() {
+    if (at_.step == 0) {
+      message(fmt::format("{} parameters; {} steps of {} x {} rows", model_->parameters().count(),
+                          settings_.steps, settings_.accumulate, settings_.batch_size));
+    }
+    Progress progress("step", settings_.steps, at_.step);
+    started_ = Clock::now();
+    logged_ = at_;
+    auto next = prepare(at_.step);
+    while (at_.step < settings_.steps) {
+      const std::vector<Batch> passes = next.get();
+      if (at_.step + 1 < settings_.steps) next = prepare(at_.step + 1);
+      step(passes);
+      const bool last = at_.step == settings_.steps;
+      if (last || at_.step % settings_.log_every == 0) log(progress);
+      if (due(settings_.evaluate_every, last)) evaluate_now();
+      if (interrupted() || due(settings_.checkpoint_every, last)) save();
+      check_interrupted("a checkpoint is written; --resume goes on from there");
+    }
+    nn::save_model(*model_, options_.out);
+    return last_metrics_;
+  }
+
+ private:
+  bool due(std::int64_t every, bool last) const {
+    return last || (every > 0 && at_.step % every == 0);
+  }
+
+  Json identity() const {
+    Json json = Json::object();
+    json["model"] = config_.json;
+    json["train"] = to_json(settings_);
+    json["data"] = batches_->id();
+    json["dtype"] = dtype_ == at::kBFloat16 ? "bfloat16" : "float32";
+    return json;
+  }
+
+  /// The step to go on from. What is asked for must be what the folder holds.
+  std::int64_t prepare_folder() const {
+    const fs::path path = options_.out / "run.json";
+    create_folder(options_.out / "checkpoints");
+    if (!fs::exists(path)) {
+      Json run = identity();
+      run["program"] = {{"version", version()}, {"commit", git_commit()}, {"compiler", compiler()}};
+      run["device"] = options_.device.str();
+      write_file_atomically(path, run.dump(2) + "\n");
+      return 0;
+    }
+    if (!options_.resume) {
+      fail(ErrorCode::InvalidValue,
+           "{}: holds a run already; --resume goes on with it, or choose another --out",
+           options_.out.string());
+    }
+    const Json before = read_json_file(path), now = identity();
+    refuse_changes("", before, now);
+    const auto steps = checkpoint_steps(options_.out);
+    return steps.empty() ? 0 : steps.back();
+  }
+
+  /// Names the first field of `now` that `before` has otherwise.
+  void refuse_changes(const std::string& name, const Json& before, const Json& now) const {
+    for (const auto& [key, value] : now.items()) {
+      const std::string inner = name.empty() ? key : name + "." + key;
+      const Json old = before.contains(key) ? before.at(key) : Json();
+      if (old.is_object() && value.is_object()) {
+        refuse_changes(inner, old, value);
+      } else if (old != value) {
+        fail(ErrorCode::InvalidValue,
+             "{}: cannot be resumed: {} was {} and is now {}; take the former, or another --out",
+             options_.out.string(), inner, old.dump(), value.dump());
+      }
+    }
+    for (const auto& [key, value] : before.items()) {
+      if (name.empty() || now.contains(key)) continue;
+      fail(ErrorCode::InvalidValue,
+           "{}: cannot be resumed: {}.{} was {} and is now absent; give it, or another --out",
+           options_.out.string(), name, key, value.dump());
+    }
+  }
+
+  /// The passes of a step, made on another thread while the step before is computed.
+  std::future<std::vector<Batch>> prepare(std::int64_t step) const {
+    return std::async(std::launch::async, [this, step] {
+      std::vector<Batch> passes;
+      for (std::int64_t part = 0; part < settings_.accumulate; ++part) {
+        passes.push_back(batches_->training(step, part));
+      }
+      return passes;
+    });
+  }
+
+  void step(const std::vector<Batch>& passes) {
+    std::int64_t count = 0;
+    for (const Batch& pass : passes) {
+      count += pass.count;
+      at_.tokens += pass.tokens;
+    }
+    const double share = 1 / static_cast<double>(std::max<std::int64_t>(1, count));
+    at::Tensor total;
+    for (const Batch& made : passes) {
+      const Batch pass = made.to(options_.device, dtype_);
+      at::Tensor auxiliary;
+      const at::Tensor hidden = model_->hidden(pass.input, /*training=*/true, &auxiliary);
+      at::Tensor rows = config_.image ? hidden.select(1, 0) : hidden.flatten(0, 1);
+      if (pass.predicted.defined()) rows = rows.index_select(0, pass.predicted);
+      const at::Tensor loss = model_->loss_sum(rows, pass.targets) * share;
+      const at::Tensor whole =
+          auxiliary.defined() ? loss + auxiliary / static_cast<double>(passes.size()) : loss;
+      whole.backward();
+      optimizer_->collect();
+      total = total.defined() ? total + loss.detach() : loss.detach();
+    }
+    norms_.push_back(optimizer_->step(learning_rate_at(settings_, at_.step)));
+    losses_.push_back(total);
+    model_->after_step();
+    ++at_.step;
+  }
+
+  /// Reads what the device has been computing since the last time; NaN stops the run here.
+  void read_losses() {
+    if (losses_.empty()) return;
+    const at::Tensor losses = at::stack(losses_).to(at::kCPU, at::kDouble);
+    const at::Tensor norms = at::stack(norms_).to(at::kCPU, at::kDouble);
+    for (std::int64_t i = 0; i < losses.size(0); ++i) {
+      loss_ = losses.data_ptr<double>()[i];
+      norm_ = norms.data_ptr<double>()[i];
+      if (!(std::isfinite(loss_) && std::isfinite(norm_))) stop(first_unread_ + i);
+    }
+    first_unread_ = at_.step;
+    losses_.clear();
+    norms_.clear();
+  }
+
+  [[noreturn]] void stop(std::int64_t step) {
+    std::string where;
+    for (std::int64_t part = 0; part < settings_.accumulate && where.empty(); ++part) {
+      where =
+          model_->first_nonfinite(batches_->training(step, part).to(options_.device, dtype_).input);
+    }
+    fail(ErrorCode::NotFinite,
+         "step {}: loss {} and gradient norm {}; {}. The step changed no weight. {}. A lower "
+         "learning_rate, longer warmup or smaller max_grad_norm may help",
+         step + 1, loss_, norm_,
+         where.empty() ? "every layer's output is finite, so the gradient overflowed"
+                       : "the first output that is not finite is that of " + where,
+         last_good_ > 0
+             ? fmt::format("The last good checkpoint is {}",
+                           (options_.out / "checkpoints" / std::to_string(last_good_)).string())
+             : std::string("There is no checkpoint yet"));
+  }
+
+  void log(Progress& progress) {
+    read_losses();
+    const double seconds = seconds_since(started_);
+    const double window = std::max(seconds - logged_seconds_, 1e-9);
+    const auto steps = static_cast<double>(at_.step - logged_.step);
+    const auto tokens = static_cast<double>(at_.tokens - logged_.tokens);
+    last_metrics_ = Json::object();
+    last_metrics_["step"] = at_.step;
+    last_metrics_["loss"] = loss_;
+    last_metrics_["lr"] = learning_rate_at(settings_, at_.step - 1);
+    last_metrics_["grad_norm"] = norm_;
+    last_metrics_["tokens"] = at_.tokens;
+    last_metrics_["tokens_per_second"] = tokens / window;
+    last_metrics_["flops_per_second"] = flops_ * steps / window;
+    last_metrics_["seconds"] = at_.seconds + seconds;
+    metrics_->add(last_metrics_);
+    progress.step(fmt::format("loss {:.4f}  {:.1f} k tokens/s", loss_,
+                              last_metrics_["tokens_per_second"].get<double>() / 1e3),
+                  at_.step);
+    logged_ = at_;
+    logged_seconds_ = seconds;
+  }
+
+  void evaluate_now() {
+    if (!batches_->held_out(0)) return;
+    const Evaluation found = evaluate(*model_, *batches_, options_.device, settings_.evaluate_rows);
+    metrics_->add({{"step", at_.step}, {"eval", to_json(found)}});
+    message(fmt::format("step {}: held-out loss {:.4f}, perplexity {:.2f}", at_.step, found.loss,
+                        std::exp(found.loss)));
+  }
+
+  void save() {
+    read_losses();
+    Progressed now = at_;
+    now.seconds += seconds_since(started_);
+    save_checkpoint(options_.out, *model_, *optimizer_, now, settings_.keep_checkpoints);
+    last_good_ = at_.step;
+  }
+
+  const RunOptions& options_;
+  nn::ModelConfig config_;
+  Settings settings_;
+  c10::ScalarType dtype_;
+  std::unique_ptr<Batches> batches_;
+  std::optional<FolderLock> lock_;
+  std::optional<nn::Model> model_;
+  std::optional<Optimizer> optimizer_;
+  std::optional<MetricsFile> metrics_;
+  double flops_ = 0;
+
+  Progressed at_;
+  Clock::time_point started_;
+  std::vector<at::Tensor> losses_, norms_;  // not yet read from the device
+  std::int64_t first_unread_ = 0, last_good_ = 0;
+  double loss_ = 0, norm_ = 0;
+  Json last_metrics_;
+  Progressed logged_;  // at the last logged step
+  double logged_seconds_ = 0;
+};
+
+}  // namespace
+
+Json train(const Experiment& experiment, std::shared_ptr<const Dataset> data,
+           const RunOptions& options) {
+  return Run(experiment, std::move(data), options).go();
+}
+
+}  // namespace subspace::train
