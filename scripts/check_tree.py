@@ -12,6 +12,7 @@ MAY_USE = {
     "data": ["base"],
     "kernels": ["base"],
     "checkpoint": ["base", "kernels"],
+    "ops": ["base", "kernels"],
     "attention": ["base", "kernels", "checkpoint"],
     "spectrum": ["base", "kernels", "checkpoint", "attention"],
     "nn": ["base", "kernels", "checkpoint", "attention"],
