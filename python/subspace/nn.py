@@ -1,0 +1,128 @@
+"""Layers of single-neuron experts for any PyTorch model: PEER (stored) and ETHOS (generated).
+
+    layer = subspace.nn.Ethos(dim=1024, experts=512 * 512)
+    y = layer(x)                                  # x, y [..., dim], in place of a feed-forward layer
+
+Both train under torch.autocast and torch.compile; widths are multiples of 32.
+"""
+
+import math
+
+import torch
+from torch import nn
+
+from . import ops
+
+# E[gelu(u)^2] of a standard normal u: what a generated hidden unit carries.
+GELU_SQUARE = 0.4252
+
+
+class ProductKeyRouter(nn.Module):
+    """Chooses experts: for each head the k best of n^2 = experts pairs of sub-keys.
+
+        q = norm(x Wq + b), in halves q1, q2 for each head
+        s1 = q1 K1^T, s2 = q2 K2^T;  the k largest s1[a] + s2[b];  expert a n + b
+
+    dim          width of the tokens
+    experts      how many experts, a square
+    heads, k     selections: heads times k a token; k at most 64 and at most n
+    query_dim    width of a head's query, even
+    query_norm   "batch" (over tokens, as in PEER and ETHOS) or None
+
+    forward(x [tokens, dim]) -> scores [tokens, heads, k] float32, softmax over k; index, int64.
+    Sub-keys are shared by the heads, and normal with variance 2 / query_dim: scores of normalised
+    queries then have variance 1 on each side.
+    """
+
+    def __init__(self, dim, experts, heads=8, k=16, query_dim=256, query_norm="batch"):
+        super().__init__()
+        side = math.isqrt(experts)
+        if side * side != experts:
+            raise ValueError(
+                f"experts is {experts}, which is no square; near it are {side**2} and {(side + 1) ** 2}"
+            )
+        if not 1 <= k <= min(side, 64):
+            raise ValueError(f"k is {k}; expected 1 to {min(side, 64)} (64, or the {side} keys of a side)")
+        if query_dim % 2 or query_dim < 2:
+            raise ValueError(f"query_dim is {query_dim}; expected an even number (two halves)")
+        if query_norm not in ("batch", None):
+            raise ValueError(f"query_norm is {query_norm!r}; expected 'batch' or None")
+        self.heads, self.k = heads, k
+        self.query = nn.Linear(dim, heads * query_dim)
+        self.norm = nn.BatchNorm1d(heads * query_dim) if query_norm else nn.Identity()
+        self.keys = nn.Parameter(torch.randn(2, side, query_dim // 2) * (query_dim / 2) ** -0.5)
+
+    def forward(self, x):
+        queries = self.norm(self.query(x)).unflatten(1, (self.heads, 2, -1))
+        s1 = queries[:, :, 0] @ self.keys[0].T
+        s2 = queries[:, :, 1] @ self.keys[1].T
+        return ops.product_key_topk(s1, s2, self.k, softmax=True)
+
+
+class _Experts(nn.Module):
+    """What both layers share: any leading axes, routing, heads side by side."""
+
+    def __init__(self, dim, experts, heads, k, query_dim, query_norm):
+        super().__init__()
+        self.dim, self.heads = dim, heads
+        self.router = ProductKeyRouter(dim, experts, heads, k, query_dim, query_norm)
+
+    def forward(self, x):
+        if x.shape[-1] != self.dim:
+            raise ValueError(f"x has the shape {list(x.shape)}; expected [..., {self.dim}]")
+        tokens = x.reshape(-1, self.dim)
+        scores, index = self.router(tokens)
+        y = self.experts(tokens, scores.flatten(1), index.flatten(1))
+        return y.reshape(x.shape)
+
+
+class PEER(_Experts):
+    """Parameter-efficient expert retrieval: y = sum_j gelu(down_e(j) . x) s_j up_e(j).
+
+    dim is a multiple of 32 up to 4096; the other arguments are ProductKeyRouter's. Stores 2 experts
+    dim parameters. down is normal with variance 1 / dim (a unit token gives unit activations), up
+    with variance 1 / heads. Source: He, "Mixture of a Million Experts" (2024).
+    """
+
+    def __init__(self, dim, experts=256 * 256, heads=8, k=16, query_dim=256, query_norm="batch"):
+        super().__init__(dim, experts, heads, k, query_dim, query_norm)
+        _check_width("dim", dim, 4096)
+        self.down = nn.Parameter(torch.randn(experts, dim) * dim**-0.5)
+        self.up = nn.Parameter(torch.randn(experts, dim) * heads**-0.5)
+
+    def experts(self, x, scores, index):
+        return ops.stored_experts(x, scores, index, self.down, self.up)
+
+
+class Ethos(_Experts):
+    """Generated experts: h_e = gelu(z_e W1), y = sum_j gelu(h_e . x W_u) s_j h_e W_v / heads.
+
+    dim          any
+    latent_dim   d_l, parameters stored for each expert
+    hidden_dim   d_h, width of the generated vectors: a multiple of 32 up to 1024
+    and the arguments of ProductKeyRouter.
+
+    Stores experts latent_dim parameters and three small matrices. Latents are standard normal, W1
+    has variance 1 / latent_dim, W_u and W_v are such that unit tokens give unit activations h . x
+    W_u, and unit outputs of a single selection with weight and activation one (the paper is silent
+    on this).
+    Source: Medford et al., "ETHOS" (2025).
+    """
+
+    def __init__(self, dim, experts=512 * 512, latent_dim=128, hidden_dim=512, heads=8, k=16,
+                 query_dim=512, query_norm="batch"):  # fmt: skip
+        super().__init__(dim, experts, heads, k, query_dim, query_norm)
+        _check_width("hidden_dim", hidden_dim, 1024)
+        power = GELU_SQUARE * hidden_dim
+        self.z = nn.Parameter(torch.randn(experts, latent_dim))
+        self.w1 = nn.Parameter(torch.randn(latent_dim, hidden_dim) * latent_dim**-0.5)
+        self.w_u = nn.Parameter(torch.randn(dim, hidden_dim) * (dim * power) ** -0.5)
+        self.w_v = nn.Parameter(torch.randn(hidden_dim, dim) * power**-0.5)
+
+    def experts(self, x, scores, index):
+        return ops.ethos_layer(x, scores, index, self.z, self.w1, self.w_u, self.w_v, self.heads)
+
+
+def _check_width(name, width, most):
+    if width % 32 or not 32 <= width <= most:
+        raise ValueError(f"{name} is {width}; expected a multiple of 32 up to {most}")
