@@ -78,8 +78,8 @@ void ethos_experts_grad_cpu(const EthosExpertsGrad& p, int threads, Isa isa = be
 /// and whether a token's selections are first sorted by expert, so that the warps in flight move
 /// through the table together and find in the second-level cache what others have just fetched.
 struct EthosWalk {
-  int rows = 4;
-  int blocks = 6;
+  int rows = 8;
+  int blocks = 4;
   bool sorted = true;
 };
 /// Sorting pays where the table exceeds the cache and is read more than once.
