@@ -23,7 +23,7 @@ std::uint64_t peak_memory() {
 std::uint64_t memory_bound(const ModelShape& shape, const SpectraOptions& options,
                            std::uint64_t layer_bytes, std::uint64_t resident) {
   if (options.exact) return 0;
-  constexpr std::uint64_t kLibraries = std::uint64_t{256} << 20;
+  constexpr std::uint64_t kLibraries = std::uint64_t{512} << 20;
   std::int64_t head = 0, width = shape.hidden_size;
   for (const auto& [name, size] : shape.dims) {
     if (name.find("lora_rank") == std::string::npos) {

@@ -17,7 +17,7 @@ std::uint64_t peak_memory();
 ///   folded or maps carried to model space, which makes new matrices;
 ///   3 squares of the model's width (a Gram matrix, LAPACK's copy, its blocks);
 ///   8 squares a head (Gram matrices and factors of fused maps);
-///   256 MiB for buffers of the libraries.
+///   512 MiB for the libraries: buffers, and their code as it is paged in.
 /// Zero where no bound is stated: --exact forms the fused maps.
 std::uint64_t memory_bound(const ModelShape& shape, const SpectraOptions& options,
                            std::uint64_t layer_bytes, std::uint64_t resident);

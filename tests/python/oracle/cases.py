@@ -184,6 +184,7 @@ CASES = {
         dict(hidden_size=42, intermediate_size=20, num_hidden_layers=2, num_attention_heads=3,
              image_size=12, patch_size=4),
         1,
+        {"original_names": True},
     ),
     "deepseek_v2": ("DeepseekV2Config", MLA, 1),
     "deepseek_v2-no-q-latent": ("DeepseekV2Config", dict(MLA, q_lora_rank=None), 0),
