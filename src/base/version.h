@@ -17,7 +17,8 @@ const char* git_commit();
 /// Compiler this library was built by, e.g. "g++ 12.2.0".
 const char* compiler();
 
-/// Those of this processor that some kernel has code for: "avx2", "avx512f"; empty: the baseline.
+/// Those of this processor that the build has rules for: "avx2", "avx512f" (no kernel uses the
+/// latter yet); empty: the baseline.
 std::vector<std::string> instruction_sets();
 
 }  // namespace subspace

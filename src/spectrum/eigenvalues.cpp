@@ -29,8 +29,8 @@ constexpr std::int64_t kWidestOwn = 128;
 constexpr std::int64_t kNarrowestBand = 2000;
 /// A multiple of 24, the width of the products' inner kernel: 64 and 80 columns take MKL twice as
 /// long as 72. Wider bands make the products faster and the way down to tridiagonal form longer.
-constexpr std::int64_t kRowsAtOnce = 512;
 constexpr std::int64_t kBandWidth = 72;
+constexpr std::int64_t kRowsAtOnce = 512;
 /// Problems that a GPU works on at once: each has few long kernels and many short ones.
 constexpr std::size_t kAtOnce = 4;
 
