@@ -17,10 +17,12 @@ MAY_USE = {
     "spectrum": ["base", "kernels", "checkpoint", "attention"],
     "nn": ["base", "kernels", "checkpoint", "attention"],
     "train": ["base", "data", "kernels", "checkpoint", "attention", "nn"],
+    "lora": ["base", "kernels", "checkpoint", "attention", "spectrum"],
+    "causal": ["base", "data", "kernels", "checkpoint", "attention", "spectrum", "nn", "train", "lora"],
     "report": ["base", "checkpoint"],
     "synth": ["base", "kernels", "checkpoint", "attention"],
-    "cli": ["base", "data", "kernels", "checkpoint", "attention", "spectrum", "nn", "train", "report",
-            "synth"],
+    "cli": ["base", "data", "kernels", "checkpoint", "attention", "spectrum", "nn", "train", "lora",
+            "causal", "report", "synth"],
 }
 WITHOUT_TORCH = ["base", "data", "kernels", "checkpoint", "report"]
 MACHINE_PATH = re.compile(r"(^|[^\w./-])/(work|home/\w+|root|farm|tmp/team)/")
