@@ -9,6 +9,11 @@
 const FIGURES = [];
 const EXPORT_WIDTH = 1100;
 
+// Plotly stands last in the page: a second and more of compiling, during which the text is there to
+// be read and the data are unpacked.
+const plotlyComplete = new Promise((done) =>
+  document.addEventListener("plotly-complete", done, { once: true }));
+
 class Figure {
   constructor(spec) {
     Object.assign(this, spec);
@@ -63,7 +68,7 @@ class Figure {
     this.dirty = false;
     const turn = ++this.turn;
     try {
-      const model = await this.load(this);
+      const [model] = await Promise.all([this.load(this), plotlyComplete]);
       if (turn !== this.turn) return;  // something newer is on its way
       this.loaded = model;
       this.paint({ theme: look.theme, width: this.plot.clientWidth });

@@ -57,8 +57,8 @@ drawCard(document.getElementById("mast-body"));
 drawFacts(document.getElementById("facts"));
 drawGlossary(document.getElementById("glossary"));
 document.getElementById("foot").append(
-  "Numbers are those of the run. Figures: drag to zoom, double-click to reset; [ and ] change the layer; arrow keys move in the heat map and the grid. ",
-  `Drawn with Plotly ${Plotly.version}.`);
+  "Numbers are those of the run. Figures: drag to zoom, double-click to reset; [ and ] change the layer; arrow keys move in the heat map and the grid. ");
+plotlyComplete.then(() => document.getElementById("foot").append(`Drawn with Plotly ${Plotly.version}.`));
 
 (async () => {
   await drawSummary(document.getElementById("summary"));
