@@ -92,7 +92,8 @@ function composeSpectrum(f, { part, map, curves, info, values, rank, picked, ran
   }
   if (part === "stack" && curves.length > 1) data.push(depthBar(theme, layers));
   const xKind = scale === "log" ? logAxis : {};
-  const split = narrow ? [[0, 1], [0.57, 1], [0, 1], [0, 0.41]] : [[0, 0.455], [0, 1], [0.545, 1], [0, 1]];
+  const half = Math.max(0.045, 38 / (width - 130));  // room for the second panel's axis
+  const split = narrow ? [[0, 1], [0.57, 1], [0, 1], [0, 0.41]] : [[0, 0.5 - half], [0, 1], [0.5 + half, 1], [0, 1]];
   const lowest = Math.min(...curves.map((c) => c.sigma.findLast((s) => s > 0) ?? 1), 0.1);
   const tau = Number(store.get("tau"));
   const layout = baseLayout(theme, {
