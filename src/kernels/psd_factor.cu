@@ -70,8 +70,7 @@ std::int64_t shared_bytes(std::int64_t n) { return 8 * (n * n + 2 * n); }
 void psd_factor_cuda(const PsdFactor& p, Stream stream) {
   if (p.batch == 0 || p.n == 0) return;
   const auto bytes = static_cast<int>(shared_bytes(p.n));
-  check_cuda(cudaFuncSetAttribute(factor, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-             "psd_factor");
+  allow_shared_memory(factor, "psd_factor");
   factor<<<static_cast<unsigned>(p.batch), kThreads, bytes, static_cast<cudaStream_t>(stream)>>>(
       p.g, p.r, static_cast<int>(p.n));
   check_cuda(cudaGetLastError(), "psd_factor");

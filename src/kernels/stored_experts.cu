@@ -191,10 +191,7 @@ void launch(const Walk& w, std::int64_t tokens, cudaStream_t stream) {
   const int bytes = 16 * w.vectors + 8 * w.selections + sums;
   const char* name = kBackward ? "stored_experts_grad" : "stored_experts";
   auto* kernel = walk_tokens<kElement, kBackward>;
-  if (bytes > 48 * 1024) {
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-               name);
-  }
+  if (bytes > 48 * 1024) allow_shared_memory(kernel, name);
   kernel<<<static_cast<unsigned>(tokens), kThreads, bytes, stream>>>(w);
   check_cuda(cudaGetLastError(), name);
 }

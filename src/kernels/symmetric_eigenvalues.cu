@@ -169,8 +169,7 @@ std::int64_t symmetric_eigenvalues_cuda_limit() {
 void symmetric_eigenvalues_cuda(const SymmetricEigenvalues& p, Stream stream) {
   if (p.batch == 0 || p.n == 0) return;
   const auto bytes = static_cast<int>(shared_bytes(p.n));
-  check_cuda(cudaFuncSetAttribute(eigenvalues, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-             "symmetric_eigenvalues");
+  allow_shared_memory(eigenvalues, "symmetric_eigenvalues");
   eigenvalues<<<static_cast<unsigned>(p.batch), kThreads, bytes,
                 static_cast<cudaStream_t>(stream)>>>(p.a, p.out, static_cast<int>(p.n));
   check_cuda(cudaGetLastError(), "symmetric_eigenvalues");

@@ -24,8 +24,7 @@ void save_checkpoint(const fs::path& run, const nn::Model& model, const Optimize
   const fs::path final = folder_of(run, progressed.step);
   if (fs::exists(final / "state.json")) return;
   const fs::path partial = run / "checkpoints" / fmt::format(".partial.{}", progressed.step);
-  std::error_code ignored;
-  fs::remove_all(partial, ignored);
+  remove_tree(partial);
   create_folder(partial);
   nn::save_model(model, partial);
   nn::write_tensors(partial / "optimizer.safetensors", optimizer.state());
@@ -40,7 +39,7 @@ void save_checkpoint(const fs::path& run, const nn::Model& model, const Optimize
   }
   const auto steps = checkpoint_steps(run);
   for (std::size_t i = 0; i + static_cast<std::size_t>(keep) < steps.size(); ++i) {
-    fs::remove_all(folder_of(run, steps[i]), ignored);
+    remove_tree(folder_of(run, steps[i]));
   }
 }
 

@@ -3,11 +3,14 @@
 #include <cuda_runtime.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <thread>
 #include <vector>
 
+#include "base/error.h"
 #include "base/random.h"
 #include "kernels/psd_factor.h"
 #include "kernels/symmetric_eigenvalues.h"
@@ -141,6 +144,29 @@ TEST_F(SmallSymmetricCuda, NotFiniteGivesNaNForThatMatrixOnly) {
   const Matrices found = out.values();
   for (int j = 0; j < 60; ++j)
     EXPECT_EQ(std::isnan(found[static_cast<std::size_t>(j)]), j / 20 == 1);
+}
+
+// The kernel's limit of shared memory is one for the process: launches of other sizes at the same
+// time must not take it away from each other.
+TEST_F(SmallSymmetricCuda, ThreadsLaunchDifferentSizesAtTheSameTime) {
+  std::atomic<int> failures = 0;
+  std::vector<std::thread> threads;
+  for (const std::int64_t n : {std::int64_t{8}, std::int64_t{80}, std::int64_t{128}, widest_}) {
+    threads.emplace_back([&failures, n] {
+      const Matrices all = grams(n, n, 1, 1, 1);
+      const OnDevice a(all), out(Matrices(static_cast<std::size_t>(n), 0.0)), r(all);
+      for (int turn = 0; turn < 300; ++turn) {
+        try {
+          symmetric_eigenvalues_cuda({a.data(), out.data(), nullptr, n, 1}, nullptr);
+          psd_factor_cuda({a.data(), r.data(), nullptr, n, 1}, nullptr);
+        } catch (const Error&) {
+          ++failures;
+        }
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(failures, 0);
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <fstream>
 #include <random>
 
+#include "base/atomic_file.h"
 #include "base/error.h"
 #include "nn/tiny_models.h"
 
@@ -19,10 +20,7 @@ struct Folder {
     std::random_device seed;
     path = fs::temp_directory_path() / fmt::format("subspace_nn_{}", seed());
   }
-  ~Folder() {
-    std::error_code ignored;
-    fs::remove_all(path, ignored);
-  }
+  ~Folder() { remove_tree(path); }
   fs::path path;
 };
 

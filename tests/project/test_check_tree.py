@@ -23,6 +23,7 @@ def check(tree):
         ("src/base/a.h", '#include "checkpoint/dtype.h"', "src/base may not include src/checkpoint"),
         ("src/kernels/a.cpp", "#include <ATen/ATen.h>", "src/kernels does without torch"),
         ("src/report/a.cpp", '#include "spectrum/run.h"', "src/report may not include src/spectrum"),
+        ("src/base/a.cpp", "fs::remove_all(path);", "remove_tree of base/atomic_file.h"),
         ("src/unknown/a.h", "", "not in the list of folders"),
         ("docs/a.md", "see /" + "home/somebody/models", "a path of one machine"),
     ],
