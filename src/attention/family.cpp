@@ -169,25 +169,27 @@ void FamilyBase::check_layer(std::int64_t layer) const {
 }
 
 std::vector<Family::Needed> FamilyBase::needed(std::int64_t layer) const {
-  check_layer(layer);
   ListingSource source(checkpoint());
-  build(layer, source);
+  assemble(layer, source);
   return source.needed();
 }
 
-Rotary FamilyBase::rotary(std::int64_t layer) const {
+AttentionLayer FamilyBase::assemble(std::int64_t layer, TensorSource& source) const {
   check_layer(layer);
+  AttentionLayer built = build(layer, source);
+  built.index = layer;
+  return built;
+}
+
+Rotary FamilyBase::rotary(std::int64_t layer) const {
   ListingSource source(checkpoint());
-  return build(layer, source).rotary;
+  return assemble(layer, source).rotary;
 }
 
 AttentionLayer FamilyBase::load(std::int64_t layer, int threads, bool allow_nonfinite,
                                 const at::Device& device) const {
-  check_layer(layer);
   LoadingSource source(checkpoint(), threads, allow_nonfinite, device);
-  AttentionLayer built = build(layer, source);
-  built.index = layer;
-  return built;
+  return assemble(layer, source);
 }
 
 std::int64_t AttentionLayer::heads() const { return q.size(0); }

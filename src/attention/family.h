@@ -10,6 +10,8 @@
 
 namespace subspace {
 
+class TensorSource;
+
 /// One model family: knows config.json's fields and the tensors' names, and nobody else does.
 /// Adding a family is one file: a subclass and its registration (docs/adding-a-family.md).
 class Family {
@@ -25,6 +27,11 @@ class Family {
     std::vector<std::int64_t> shape;
   };
   virtual std::vector<Needed> needed(std::int64_t layer) const = 0;
+
+  /// The layer as this family's recipe makes it from any source of tensors: what load() does with
+  /// the checkpoint's. With a source of other contents it says where each number of the layer comes
+  /// from, or what a change of stored tensors does to the layer. Range as in load().
+  virtual AttentionLayer assemble(std::int64_t layer, TensorSource& source) const = 0;
 
   /// The layer's rotary position embedding; the configuration alone says it.
   virtual Rotary rotary(std::int64_t layer) const = 0;

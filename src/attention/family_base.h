@@ -26,6 +26,7 @@ class FamilyBase : public Family {
 
   const ModelShape& shape() const override { return shape_; }
   std::vector<Needed> needed(std::int64_t layer) const override;
+  AttentionLayer assemble(std::int64_t layer, TensorSource& source) const override;
   Rotary rotary(std::int64_t layer) const override;
   AttentionLayer load(std::int64_t layer, int threads, bool allow_nonfinite,
                       const at::Device& device) const override;

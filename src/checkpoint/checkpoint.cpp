@@ -40,7 +40,8 @@ std::string only_safetensors_file(const fs::path& folder) {
 
 }  // namespace
 
-Checkpoint::Checkpoint(const fs::path& folder) : folder_(folder) {
+void Checkpoint::read_config() {
+  const fs::path& folder = folder_;
   std::error_code status;
   if (!fs::exists(folder, status)) {
     fail(ErrorCode::NotFound,
@@ -62,6 +63,12 @@ Checkpoint::Checkpoint(const fs::path& folder) : folder_(folder) {
   if (!config_.is_object()) {
     fail(ErrorCode::InvalidFormat, "{}: expected a JSON object", (folder / "config.json").string());
   }
+  block_ = weight_block_size(config_, (folder / "config.json").string());
+}
+
+Checkpoint::Checkpoint(const fs::path& folder) : folder_(folder) {
+  read_config();
+  std::error_code status;
   // The single file first, as transformers has it.
   const bool single = fs::exists(folder / kSingleName, status);
   const bool indexed = !single && fs::exists(folder / kIndexName, status);
@@ -81,7 +88,13 @@ Checkpoint::Checkpoint(const fs::path& folder) : folder_(folder) {
   }
   names_.reserve(shard_of_.size());
   for (const auto& [name, file] : shard_of_) names_.push_back(name);
-  block_ = weight_block_size(config_, (folder / "config.json").string());
+}
+
+Checkpoint::Checkpoint(const fs::path& folder, std::vector<std::string> names)
+    : folder_(folder), has_weights_(false), names_(std::move(names)) {
+  read_config();
+  std::sort(names_.begin(), names_.end());
+  for (const std::string& name : names_) shard_of_.emplace(name, kSingleName);
 }
 
 Checkpoint::~Checkpoint() = default;
@@ -93,6 +106,11 @@ const SafetensorsFile& Checkpoint::shard(const std::string& file) const {
     std::error_code status;
     if (!fs::exists(folder_ / file, status)) {
       open_.erase(file);
+      if (!has_weights_) {
+        fail(ErrorCode::NotFound,
+             "{}: there is a config.json but no weights; they are needed for this",
+             folder_.string());
+      }
       fail(ErrorCode::NotFound,
            "{}: the shard '{}' that the index names is missing; fetch it again or complete the "
            "download",

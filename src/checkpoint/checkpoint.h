@@ -27,10 +27,14 @@ namespace subspace {
 class Checkpoint {
  public:
   explicit Checkpoint(const std::filesystem::path& folder);
+  /// A model of which no more is at hand than config.json: it has the tensors `names`, as far as
+  /// has() is asked, and no weights; whatever asks for a tensor throws NotFound.
+  Checkpoint(const std::filesystem::path& folder, std::vector<std::string> names);
   ~Checkpoint();
 
   const std::filesystem::path& folder() const { return folder_; }
   const Json& config() const { return config_; }
+  bool has_weights() const { return has_weights_; }
 
   /// Every tensor name, from the index or the single file's header.
   const std::vector<std::string>& names() const { return names_; }
@@ -82,6 +86,7 @@ class Checkpoint {
   std::vector<float> block_scales(const std::string& name, bool allow_nonfinite = false) const;
 
  private:
+  void read_config();
   const SafetensorsFile& shard(const std::string& file) const;
   void count(const std::string& name, std::uint64_t bytes) const;
   /// Throws Unsupported if the checkpoint has `name` as packed INT4 in its place.
@@ -92,6 +97,7 @@ class Checkpoint {
   std::filesystem::path folder_;
   BlockSize block_;
   std::uint64_t declared_bytes_ = 0;
+  bool has_weights_ = true;
   Json config_;
   std::vector<std::string> names_;
   std::map<std::string, std::string> shard_of_;
@@ -105,8 +111,8 @@ class Checkpoint {
 ///
 /// A folder is taken as it is. `org/name[@revision]` is looked up in the Hugging Face cache
 /// ($HF_HUB_CACHE, else $HF_HOME/hub, else ~/.cache/huggingface/hub): models--org--name,
-/// refs/<revision, default main> -> snapshots/<commit>. A URL is refused (Unsupported) with what to
-/// do instead. Throws NotFound listing the places looked at.
+/// refs/<revision, default main> -> snapshots/<commit>; so is a `name` alone (gpt2). A URL is
+/// refused (Unsupported) with what to do instead. Throws NotFound listing the places looked at.
 std::filesystem::path resolve_model(const std::string& model);
 
 }  // namespace subspace

@@ -69,18 +69,22 @@ fs::path resolve_model(const std::string& model) {
   const std::string name = model.substr(0, at);
   const std::string revision = at == std::string::npos ? "main" : model.substr(at + 1);
   const auto slash = name.find('/');
-  const bool named = slash != std::string::npos && plain_name(name.substr(0, slash)) &&
-                     plain_name(name.substr(slash + 1)) && plain_name(revision);
-  if (!named || fs::exists(model, status)) {
+  const bool bare = slash == std::string::npos;  // gpt2, bert-base-uncased
+  const bool plain = plain_name(revision) && (bare ? plain_name(name)
+                                                   : plain_name(name.substr(0, slash)) &&
+                                                         plain_name(name.substr(slash + 1)));
+  const fs::path repository =
+      hub_cache() /
+      ("models--" + (bare ? name : name.substr(0, slash) + "--" + name.substr(slash + 1)));
+  const bool cached = plain && fs::is_directory(repository, status);
+  if (!plain || fs::exists(model, status) || (bare && !cached)) {
     fail(ErrorCode::NotFound,
          "{}: {}; expected a folder with config.json and safetensors files, or "
          "org/name[@revision] "
          "of a model in the Hugging Face cache",
          model, fs::exists(model, status) ? "not a folder" : "no such folder");
   }
-  const fs::path repository =
-      hub_cache() / ("models--" + name.substr(0, slash) + "--" + name.substr(slash + 1));
-  if (!fs::is_directory(repository, status)) {
+  if (!cached) {
     fail(ErrorCode::NotFound,
          "{}: neither a folder nor a model in the Hugging Face cache (looked "
          "for {}); download it "
