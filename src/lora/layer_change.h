@@ -28,8 +28,8 @@ struct MatrixChange {
 /// What an adapter does to one attention layer: a change for each matrix of AttentionLayer, under
 /// the same names and in the same layout; float64 on the CPU. Undefined: that matrix is left alone.
 ///
-/// Matrices cut from one stored tensor share what it shares: with a fused q, k, v the three have one
-/// A (the same tensor); in MLA the NoPE and RoPE parts of Q, and K and V, likewise.
+/// Matrices cut from one stored tensor share what it shares: with a fused q, k, v the three have
+/// one A (the same tensor); in MLA the NoPE and RoPE parts of Q, and K and V, likewise.
 struct LayerChange {
   std::int64_t index = 0;
   MatrixChange q, q_rope, k, v, o;  ///< a [1, a|b, r], b [H|G, r, d]; o: a [H, d_v, r], b [1, r, e]
