@@ -1,0 +1,408 @@
+#include "lora/circuit_metrics.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <limits>
+#include <mutex>
+
+#include "lora/frames.h"
+
+namespace subspace {
+namespace {
+
+/// Heads worked on at once by one thread: their Gram matrices stay in its cache.
+constexpr std::int64_t kHeadsAtOnce = 2;
+
+/// Cores of some heads: C_a [h, f, k] of every piece, and which coordinates are the base's.
+struct Cores {
+  std::vector<at::Tensor> pieces;
+  at::Tensor base;  // [h, f]
+
+  Cores heads(std::int64_t begin, std::int64_t count) const {
+    Cores out;
+    for (const at::Tensor& piece : pieces) out.pieces.push_back(piece.narrow(0, begin, count));
+    out.base = base.narrow(0, begin, count);
+    return out;
+  }
+};
+
+Cores cores_of(const Side& side, const at::Tensor& base, std::int64_t heads) {
+  Cores cores;
+  for (const Piece& piece : side.pieces) {
+    cores.pieces.push_back(for_heads(formed(piece), heads).to(at::kCPU));
+  }
+  cores.base = for_heads(base, heads).to(at::kCPU);
+  return cores;
+}
+
+at::Tensor product_of(const at::Tensor& x, const at::Tensor& y) { return at::bmm(x.mT(), y); }
+
+/// One side of some heads, cut into what lies in the base's span and what does not, with the Gram
+/// matrices of its parts as vectors (Offsets::vectors).
+struct Parts {
+  at::Tensor base, delta, whole, delta_in, delta_out;  // [h, f, k]
+  at::Tensor in_in, out_out;                      // of delta_in with itself, delta_out likewise
+  at::Tensor whole_in, whole_all;                 // of base + delta_in; of base + delta
+  at::Tensor base_base, base_delta, whole_delta;  // base^T delta; whole^T delta
+
+  Parts(const Cores& cores, const Offsets& window, bool left) {
+    base = cores.pieces[0];
+    delta = at::zeros_like(base);
+    for (std::size_t p = 1; p < cores.pieces.size(); ++p) delta = delta + cores.pieces[p];
+    whole = base + delta;
+    const at::Tensor mask = cores.base.unsqueeze(2);
+    delta_in = delta * mask;
+    delta_out = delta - delta_in;
+    const auto gram = [&](const at::Tensor& x, const at::Tensor& y) {
+      return window.vectors(product_of(x, y));
+    };
+    base_base = gram(base, base);
+    in_in = gram(delta_in, delta_in);
+    out_out = gram(delta_out, delta_out);
+    const at::Tensor inside = base + delta_in;
+    whole_in = gram(inside, inside);
+    whole_all = whole_in + out_out;
+    // The base has nothing outside of its span.
+    if (left) {
+      base_delta = gram(delta_in, base);
+    } else {
+      base_delta = gram(inside, delta_in);
+      whole_delta = base_delta + out_out;
+    }
+  }
+};
+
+double epsilon() { return std::numeric_limits<double>::epsilon(); }
+
+class HeadChunk {
+ public:
+  HeadChunk(Cores left, Cores right, const std::vector<Term>& terms, const Offsets& window,
+            const Offsets& curve, const MetricOptions& options)
+      : left_(std::move(left)),
+        right_(std::move(right)),
+        terms_(terms),
+        window_(window),
+        curve_(curve),
+        options_(options),
+        x_(left_, window, true),
+        y_(right_, window, false),
+        heads_(left_.base.size(0)) {}
+
+  CircuitMetrics all(const Circuit& cores) {
+    sizes();
+    term_gram();
+    if (!curve_.list().empty()) at_offsets();
+    if (options_.spectra) {
+      spectra(cores);
+      find_angles(cores);
+    }
+    return std::move(out_);
+  }
+
+ private:
+  static at::Tensor dot(const at::Tensor& x, const at::Tensor& y) { return (x * y).sum(-1); }
+
+  /// |dM|^2 in four parts that are orthogonal; dM = dX Y'^T + X dY^T.
+  void sizes() {
+    const auto turned = [&](const at::Tensor& v) { return window_.mean_rotated(v); };
+    const at::Tensor whole_in = turned(y_.whole_in), out_out = turned(y_.out_out);
+    const at::Tensor in_in = dot(x_.in_in, whole_in) +
+                             2 * dot(x_.base_delta, turned(y_.base_delta)) +
+                             dot(x_.base_base, turned(y_.in_in));
+    out_.split = at::stack(
+        {in_in, dot(x_.out_out, whole_in), dot(x_.whole_in, out_out), dot(x_.out_out, out_out)}, 1);
+    const at::Tensor whole_all = whole_in + out_out;
+    const auto fraction = [](const at::Tensor& in, const at::Tensor& out) {
+      return in / (in + out);
+    };
+    out_.align =
+        at::stack({fraction(dot(x_.in_in, whole_all), dot(x_.out_out, whole_all)),
+                   fraction(dot(x_.whole_all, turned(y_.in_in)), dot(x_.whole_all, out_out))},
+                  1);
+  }
+
+  /// [h, pieces^2, k^2] of one side.
+  at::Tensor piece_grams(const Cores& cores) const {
+    std::vector<at::Tensor> out;
+    for (const at::Tensor& x : cores.pieces) {
+      for (const at::Tensor& y : cores.pieces) out.push_back(window_.vectors(product_of(x, y)));
+    }
+    return at::stack(out, 1);
+  }
+
+  void term_gram() {
+    const auto nl = static_cast<std::int64_t>(left_.pieces.size());
+    const auto nr = static_cast<std::int64_t>(right_.pieces.size());
+    const auto count = static_cast<std::int64_t>(terms_.size());
+    at::Tensor member = at::zeros({count, nl * nr}, left_.base.options());
+    for (std::int64_t t = 0; t < count; ++t) {
+      for (const auto& [a, b] : terms_[static_cast<std::size_t>(t)].pairs) {
+        member[t][static_cast<std::int64_t>(a) * nr + static_cast<std::int64_t>(b)] = 1;
+      }
+    }
+    const at::Tensor left = piece_grams(left_), right = piece_grams(right_);
+    // [h, (a, a'), (b, b')] -> [h, (a, b), (a', b')]
+    const auto by_pair = [&](const at::Tensor& products) {
+      return products.view({heads_, nl, nl, nr, nr})
+          .permute({0, 1, 3, 2, 4})
+          .reshape({heads_, nl * nr, nl * nr});
+    };
+    const at::Tensor pairs = by_pair(at::bmm(left, window_.mean_rotated(right).mT()));
+    out_.gram = at::matmul(at::matmul(member, pairs), member.t());
+    const at::Tensor delta_gram = out_.gram.narrow(1, 1, count - 1).narrow(2, 1, count - 1);
+    const at::Tensor base = out_.gram.select(1, 0).select(1, 0);
+    // The four parts of the split have no cancellation between terms.
+    const at::Tensor delta = out_.split.sum(1);
+    const at::Tensor crossed = out_.gram.select(1, 0).narrow(1, 1, count - 1).sum(1);
+    const at::Tensor adapted = base + 2 * crossed + delta;
+    out_.fro = at::stack({base, adapted, delta}, 1).clamp_min(0).sqrt();
+    if (options_.frequencies) by_frequency(left, right, member, nl, nr);
+  }
+
+  void by_frequency(const at::Tensor& left, const at::Tensor& right, const at::Tensor& member,
+                    std::int64_t nl, std::int64_t nr) {
+    // [h, (a, a'), (b, b'), planes + 1]
+    const at::Tensor all = window_.by_frequency(left.unsqueeze(2), right.unsqueeze(1));
+    const at::Tensor pairs = all.view({heads_, nl, nl, nr, nr, -1})
+                                 .permute({0, 5, 1, 3, 2, 4})
+                                 .reshape({heads_, -1, nl * nr, nl * nr});
+    const at::Tensor terms =
+        at::matmul(at::matmul(member, pairs), member.t()).diagonal(0, 2, 3).transpose(1, 2);
+    const at::Tensor delta = window_.by_frequency(x_.in_in + x_.out_out, y_.whole_all) +
+                             2 * window_.by_frequency(x_.base_delta, y_.whole_delta) +
+                             window_.by_frequency(x_.base_base, y_.in_in + y_.out_out);
+    out_.frequency = at::cat({terms, delta.unsqueeze(1)}, 1);
+  }
+
+  void at_offsets() {
+    const at::Tensor base = curve_.at_each(x_.base_base, y_.base_base);
+    const at::Tensor delta = curve_.at_each(x_.in_in + x_.out_out, y_.whole_all) +
+                             2 * curve_.at_each(x_.base_delta, y_.whole_delta) +
+                             curve_.at_each(x_.base_base, y_.in_in + y_.out_out);
+    out_.curve = at::stack({base, delta.clamp_min(0)}, 2);
+  }
+
+  void spectra(const Circuit& cores) {
+    const std::int64_t k = x_.base.size(2);
+    const auto svd = [](const at::Tensor& m) { return at::linalg_svd(m, /*full_matrices=*/false); };
+    // Formed anew, because YaRN's factor is in these.
+    const at::Tensor base = formed(cores.left, /*base_only=*/true), whole = formed(cores.left);
+    const auto [u, s, vh] = svd(at::bmm(base, y_.base.mT()));
+    const auto [u1, s1, vh1] = svd(at::bmm(whole, y_.whole.mT()));
+    const std::int64_t kept = std::min(k, s.size(1));
+    out_.values_base = s.narrow(1, 0, kept);
+    out_.values_adapted = s1.narrow(1, 0, kept);
+    const std::int64_t top = std::min(kIntruderVectors, kept);
+    const auto count = [&](const at::Tensor& before, const at::Tensor& after,
+                           const at::Tensor& in) {
+      return intruders(before.narrow(2, 0, kept) * in.unsqueeze(2),
+                       after.narrow(2, 0, top) * in.unsqueeze(2));
+    };
+    const auto [left_vec, left_sub] = count(u, u1, left_.base);
+    const auto [right_vec, right_sub] = count(vh.mT(), vh1.mT(), right_.base);
+    out_.intruder_vec = at::stack({left_vec, right_vec}, 1);
+    out_.intruder_sub = at::stack({left_sub, right_sub}, 1);
+    of_delta(cores, base);
+  }
+
+  /// Leading vectors of M' that no single vector of M is near, and that its span is not near.
+  std::pair<at::Tensor, at::Tensor> intruders(const at::Tensor& before,
+                                              const at::Tensor& after) const {
+    const at::Tensor nearest = at::bmm(before.mT(), after).abs().amax(1);
+    const at::Tensor inside = after.square().sum(1);
+    return {(nearest < kIntruderCosine).sum(1).to(at::kDouble),
+            (inside < kIntruderCosine * kIntruderCosine).sum(1).to(at::kDouble)};
+  }
+
+  void of_delta(const Circuit& cores, const at::Tensor& base) {
+    const LowRank delta = delta_factors(cores);
+    const std::int64_t f = std::max(x_.base.size(1), y_.base.size(1));
+    at::Tensor u, s, v;
+    if (delta.width() == 0) {
+      s = at::zeros({heads_, 0}, left_.base.options());
+    } else if (2 * delta.width() < f) {
+      const Triples triples = singular_triples(delta, delta.width());
+      u = triples.left, s = triples.values, v = triples.right;
+    } else {
+      const auto [full_u, full_s, vh] = at::linalg_svd(delta.dense(), false);
+      const std::int64_t most = std::min(full_s.size(1), 2 * x_.base.size(2));
+      u = full_u.narrow(2, 0, most), s = full_s.narrow(1, 0, most);
+      v = vh.mT().narrow(2, 0, most);
+    }
+    out_.values_delta = s;
+    if (s.size(1) == 0) {
+      out_.rank_delta = at::zeros({heads_}, s.options());
+      out_.amplification = at::full({heads_}, std::nan(""), s.options());
+      return;
+    }
+    const at::Tensor kept =
+        (s > static_cast<double>(f) * epsilon() * s.narrow(1, 0, 1)).to(at::kDouble);
+    out_.rank_delta = kept.sum(1);
+    const at::Tensor seen = at::bmm(at::bmm((u * kept.unsqueeze(1)).mT(), base),
+                                    at::bmm((v * kept.unsqueeze(1)).mT(), y_.base).mT());
+    out_.amplification = s.square().sum(1).sqrt() / seen.square().sum({1, 2}).sqrt();
+  }
+
+  void find_angles(const Circuit& cores) {
+    for (const bool read : {true, false}) {
+      const Side& side = read ? cores.left : cores.right;
+      const at::Tensor mask = (read ? left_ : right_).base.unsqueeze(2);
+      for (const Piece& piece : side.pieces) {
+        if (std::popcount(piece.set) != 1 || !piece.coords.defined() ||
+            piece.span.size(2) >= std::min(side.width, side.rows)) {
+          continue;
+        }
+        const at::Tensor q = std::get<0>(at::linalg_qr(for_heads(piece.span, heads_)));
+        Angles angles;
+        angles.change = term_name(cores, piece.set);
+        angles.read = read;
+        angles.cosines = at::linalg_svdvals(q * mask).clamp_max(1);
+        angles.kernel = angles.cosines.square().sum(1);
+        out_.angles.push_back(std::move(angles));
+      }
+    }
+  }
+
+  Cores left_, right_;
+  const std::vector<Term>& terms_;
+  const Offsets &window_, &curve_;
+  const MetricOptions& options_;
+  Parts x_, y_;
+  std::int64_t heads_;
+  CircuitMetrics out_;
+};
+
+/// A circuit of some of the heads, one matrix each.
+Circuit some_heads(const Circuit& circuit, std::int64_t begin, std::int64_t count) {
+  Circuit out = circuit;
+  out.heads = count;
+  for (Side* side : {&out.left, &out.right}) {
+    side->count = count;
+    for (Piece& piece : side->pieces) {
+      piece.span = for_heads(piece.span, circuit.heads).narrow(0, begin, count);
+      if (piece.coords.defined()) {
+        piece.coords = for_heads(piece.coords, circuit.heads).narrow(0, begin, count);
+      }
+    }
+  }
+  return out;
+}
+
+Circuit expanded_on_cpu(const Circuit& circuit) {
+  Circuit out = circuit;
+  for (Side* side : {&out.left, &out.right}) {
+    side->count = circuit.heads;
+    for (Piece& piece : side->pieces) {
+      piece.span = for_heads(piece.span.to(at::kCPU), circuit.heads);
+      if (piece.coords.defined()) {
+        piece.coords = for_heads(piece.coords.to(at::kCPU), circuit.heads);
+      }
+    }
+  }
+  return out;
+}
+
+CircuitMetrics joined(std::vector<CircuitMetrics> parts) {
+  CircuitMetrics out = parts.front();
+  for (at::Tensor CircuitMetrics::*member :
+       {&CircuitMetrics::gram, &CircuitMetrics::fro, &CircuitMetrics::split, &CircuitMetrics::align,
+        &CircuitMetrics::curve, &CircuitMetrics::frequency, &CircuitMetrics::values_base,
+        &CircuitMetrics::values_adapted, &CircuitMetrics::values_delta, &CircuitMetrics::rank_delta,
+        &CircuitMetrics::amplification, &CircuitMetrics::intruder_vec,
+        &CircuitMetrics::intruder_sub}) {
+    std::vector<at::Tensor> rows;
+    for (const CircuitMetrics& part : parts) rows.push_back(part.*member);
+    if (rows[0].defined()) out.*member = at::cat(rows, 0);
+  }
+  for (std::size_t j = 0; j < out.angles.size(); ++j) {
+    std::vector<at::Tensor> cosines, kernels;
+    for (const CircuitMetrics& part : parts) {
+      cosines.push_back(part.angles[j].cosines);
+      kernels.push_back(part.angles[j].kernel);
+    }
+    out.angles[j].cosines = at::cat(cosines, 0);
+    out.angles[j].kernel = at::cat(kernels, 0);
+  }
+  return out;
+}
+
+/// sum Re lambda / sum |lambda| of each matrix, [H, k, k].
+at::Tensor eigen_ratio(const at::Tensor& matrices) {
+  const at::Tensor all = matrices.to(at::kCPU);
+  at::Tensor out = at::empty({all.size(0)}, all.options());
+  at::parallel_for(0, all.size(0), 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      out[i].copy_(all[i].diagonal().sum() / at::linalg_eigvals(all[i]).abs().sum());
+    }
+  });
+  return out;
+}
+
+/// What the spans of two random subspaces of widths p and q in d dimensions share.
+void set_null(Angles& angles, std::int64_t rank, std::int64_t base, std::int64_t rows) {
+  const auto p = static_cast<double>(rank), q = static_cast<double>(base);
+  const auto d = static_cast<double>(rows);
+  angles.null_mean = p * q / d;
+  angles.null_deviation =
+      d > 1 ? std::sqrt(2 * p * q * (d - p) * (d - q) / (d * d * (d - 1) * (d + 2))) : 0;
+}
+
+}  // namespace
+
+CircuitMetrics circuit_metrics(const Circuit& circuit, const MetricOptions& options) {
+  const bool reads_both = circuit.kind != Circuit::Kind::vo;
+  const Frames frames =
+      frames_of(circuit, options.weight, reads_both ? options.weight : at::Tensor{});
+  const bool rotary = circuit.rotary.layout != Rotary::Layout::none;
+  const std::int64_t heads = circuit.heads, k = circuit.left.width;
+  const std::vector<Term> terms = terms_of(circuit);
+  const Offsets window(circuit.rotary, k, rotary ? options.window : std::vector<std::int64_t>{0},
+                       at::kCPU);
+  const Offsets curve(circuit.rotary, k, rotary ? options.curve : std::vector<std::int64_t>{},
+                      at::kCPU);
+  const Circuit cores = expanded_on_cpu(frames.circuit);
+  // Spectra are those at offset 0; YaRN's factor is in them.
+  const Circuit still = at_offset(cores, 0);
+  const Cores left = cores_of(cores.left, frames.left_base, heads);
+  const Cores right = cores_of(cores.right, frames.right_base, heads);
+
+  const std::int64_t chunks = (heads + kHeadsAtOnce - 1) / kHeadsAtOnce;
+  std::vector<CircuitMetrics> parts(static_cast<std::size_t>(chunks));
+  at::parallel_for(0, chunks, 1, [&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t chunk = first; chunk < last; ++chunk) {
+      const std::int64_t begin = chunk * kHeadsAtOnce;
+      const std::int64_t count = std::min(kHeadsAtOnce, heads - begin);
+      HeadChunk work(left.heads(begin, count), right.heads(begin, count), terms, window, curve,
+                     options);
+      parts[static_cast<std::size_t>(chunk)] = work.all(some_heads(still, begin, count));
+    }
+  });
+  CircuitMetrics out = joined(std::move(parts));
+  out.circuit = circuit.name();
+  out.rotary = rotary;
+  for (const Term& term : terms) {
+    out.terms.push_back(term.name);
+    out.term_size.push_back(std::popcount(term.set));
+  }
+  const std::int64_t base_left = std::min(k, circuit.left.rows);
+  const std::int64_t base_right = std::min(k, circuit.right.rows);
+  out.null_read = static_cast<double>(base_left) / static_cast<double>(circuit.left.rows);
+  out.null_write = static_cast<double>(base_right) / static_cast<double>(circuit.right.rows);
+  for (Angles& angles : out.angles) {
+    set_null(angles, angles.cosines.size(1), angles.read ? base_left : base_right,
+             (angles.read ? circuit.left : circuit.right).rows);
+  }
+  out.rank_bound =
+      std::min({delta_factors(still).width(), 2 * k, circuit.left.rows, circuit.right.rows});
+  if (options.eigenvalues && circuit.left.rows == circuit.right.rows) {
+    const Turned matrices = turned(circuit);
+    out.eigen = at::stack({eigen_ratio(matrices.base), eigen_ratio(matrices.adapted)}, 1);
+  }
+  return out;
+}
+
+}  // namespace subspace

@@ -1,0 +1,107 @@
+#include "lora/shared_basis.h"
+
+#include <ATen/ATen.h>
+
+#include <bit>
+
+namespace subspace {
+namespace {
+
+/// One change on the left of a circuit; transposed circuits bring those on the right here.
+SharedBasis basis_of(const Piece& piece, const at::Tensor& other, std::int64_t heads) {
+  const auto [q, r] = at::linalg_qr(piece.span[0]);
+  // [H, r, f]: the terms in orthonormal coordinates on both sides
+  const at::Tensor terms = at::matmul(at::matmul(r, for_heads(piece.coords, heads)), other.mT());
+  const std::int64_t rank = terms.size(1);
+  const at::Tensor wide = terms.transpose(0, 1).reshape({rank, -1});
+  const auto [u, s, vh] = at::linalg_svd(wide, /*full_matrices=*/false);
+  SharedBasis out;
+  out.values = s.to(at::kCPU);
+  out.load = at::matmul(u.t(), terms).norm(2, 2).t().to(at::kCPU).contiguous();
+  out.directions = at::matmul(q, u).to(at::kCPU);
+  return out;
+}
+
+bool shared_by_heads(const Piece& piece, std::int64_t width) {
+  return std::popcount(piece.set) == 1 && piece.coords.defined() && piece.span.size(0) == 1 &&
+         piece.span.size(2) <= width;
+}
+
+/// The last row of every piece, the bias: base and what changes, [H, k].
+struct BiasRow {
+  at::Tensor base, delta;
+};
+
+BiasRow bias_row(const Side& side, std::int64_t heads) {
+  Side last = side;
+  for (Piece& piece : last.pieces) piece.span = piece.span.narrow(1, side.rows - 1, 1);
+  const at::Tensor base = for_heads(formed(last, true), heads).squeeze(1);
+  return {base, for_heads(formed(last), heads).squeeze(1) - base};
+}
+
+/// x X_p^T summed over the pieces of a side without its last row, if that is a bias: [H, rows].
+struct Applied {
+  at::Tensor base, delta;
+};
+
+Applied apply(const Side& side, const at::Tensor& x, std::int64_t heads, bool has_bias) {
+  const std::int64_t rows = side.rows - (has_bias ? 1 : 0);
+  Applied out;
+  for (const Piece& piece : side.pieces) {
+    at::Tensor seen = x.unsqueeze(2);  // [H, k, 1]
+    if (piece.coords.defined()) seen = at::bmm(for_heads(piece.coords, heads), seen);
+    const at::Tensor part = heads_product(piece.span.narrow(1, 0, rows), seen).squeeze(2);
+    if (!out.base.defined()) {
+      out.base = part;
+      out.delta = at::zeros_like(part);
+    } else {
+      out.delta = out.delta + part;
+    }
+  }
+  return out;
+}
+
+/// Norms of x Y^T, x' Y'^T and of their difference dx Y'^T + x dY^T.
+at::Tensor sizes_of(const BiasRow& row, const Side& side, std::int64_t heads, bool has_bias) {
+  const Applied base = apply(side, row.base, heads, has_bias);
+  const Applied added = apply(side, row.delta, heads, has_bias);
+  const at::Tensor delta = added.base + added.delta + base.delta;
+  return at::stack({base.base, base.base + delta, delta}, 1).norm(2, 2).to(at::kCPU);
+}
+
+}  // namespace
+
+std::vector<SharedBasis> shared_bases(const Circuit& circuit, const Frames& frames) {
+  const Circuit still = at_offset(circuit, 0), cores = at_offset(frames.circuit, 0);
+  std::vector<SharedBasis> out;
+  const auto add = [&](const Side& side, const Side& other, bool read) {
+    const at::Tensor base = for_heads(formed(other, /*base_only=*/true), circuit.heads);
+    for (const Piece& piece : side.pieces) {
+      if (!shared_by_heads(piece, side.width)) continue;
+      out.push_back(basis_of(piece, base, circuit.heads));
+      out.back().change = term_name(circuit, piece.set);
+      out.back().read = read;
+    }
+  };
+  add(still.left, cores.right, true);
+  add(still.right, cores.left, false);
+  return out;
+}
+
+BiasMetrics bias_metrics(const std::vector<Circuit>& homogeneous) {
+  BiasMetrics out;
+  for (const Circuit& given : homogeneous) {
+    const Circuit circuit = at_offset(given, 0);
+    const BiasRow left = bias_row(circuit.left, circuit.heads);
+    if (circuit.kind == Circuit::Kind::vo) {
+      out.constant = sizes_of(left, circuit.right, circuit.heads, false);
+    } else {
+      out.key_prior = sizes_of(left, circuit.right, circuit.heads, true);
+      out.query_only =
+          sizes_of(bias_row(circuit.right, circuit.heads), circuit.left, circuit.heads, true);
+    }
+  }
+  return out;
+}
+
+}  // namespace subspace
