@@ -1,0 +1,45 @@
+#pragma once
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "base/json.h"
+#include "lora/circuit_metrics.h"
+#include "lora/shared_basis.h"
+
+namespace subspace {
+
+/// All that `lora heads` finds of one circuit of a layer.
+struct CircuitResult {
+  CircuitMetrics metrics;
+  std::vector<SharedBasis> shared;
+};
+
+struct LayerResult {
+  std::int64_t layer = 0;
+  std::vector<CircuitResult> circuits;
+  BiasMetrics bias;                 ///< undefined parts: no biases
+  std::string offset_mode = "0";    ///< of rotary circuits: "mean 0:257"
+  std::vector<std::int64_t> curve;  ///< offsets at which rotary circuits list their relative size
+  std::vector<std::string> approx;  ///< flags; those of one circuit alone have "QK:" in front
+};
+
+/// Singular values that heads.json lists; heads.safetensors has all.
+inline constexpr std::int64_t kListedValues = 8;
+
+/// The entries of heads.json's "heads" for one layer, circuit by circuit, head by head; what is not
+/// defined (a share of a zero change) is null.
+Json heads_json(const LayerResult& result);
+/// The layer's entry of heads.json's "layers": shared features and which heads use them.
+Json shared_json(const LayerResult& result);
+
+/// heads.csv: the numbers of every entry, one row a head and circuit; terms of all layers as
+/// columns `share:<term>` and `energy:<term>`.
+std::string heads_csv(const Json& heads);
+
+/// layers.<L>.<CIRCUIT>.{base,adapted,delta} [H, n] and layers.<L>.<CIRCUIT>.shared.<change>.
+/// {directions [r, d], load [r, H]}, float64, atomically.
+void write_head_values(const std::filesystem::path& path, const std::vector<LayerResult>& layers);
+
+}  // namespace subspace
