@@ -67,3 +67,18 @@ async function svgToPng(text, width, height, scale) {
     URL.revokeObjectURL(url);
   }
 }
+
+// "Q_i K_i^T" with its indices and exponents set as such.
+function math(text) {
+  return text.split(/([_^](?:\{[^}]*\}|.))/).map((part) => {
+    if (!/^[_^]./.test(part)) return part;
+    return el(part[0] === "_" ? "sub" : "sup", {}, part.slice(1).replace(/[{}]/g, ""));
+  });
+}
+
+function terms(rows) {
+  return el("dl", { class: "terms" }, rows.flatMap(([name, equation, text]) => [
+    el("dt", {}, name, el("span", { class: "eq" }, math(equation))),
+    el("dd", {}, text),
+  ]));
+}

@@ -41,21 +41,6 @@ const shapeText = (shape) => `${integer(shape[0])} × ${integer(shape[1])}`;
 // space that VO writes to changes O, projecting the space that OV reads from changes V, and so on.
 const STORED_AS = { VO: "O", OV: "V", QK: "K", KQ: "Q" };
 
-// "Q_i K_i^T" with its indices and exponents set as such.
-function math(text) {
-  return text.split(/([_^](?:\{[^}]*\}|.))/).map((part) => {
-    if (!/^[_^]./.test(part)) return part;
-    return el(part[0] === "_" ? "sub" : "sup", {}, part.slice(1).replace(/[{}]/g, ""));
-  });
-}
-
-function terms(rows) {
-  return el("dl", { class: "terms" }, rows.flatMap(([name, equation, text]) => [
-    el("dt", {}, name, el("span", { class: "eq" }, math(equation))),
-    el("dd", {}, text),
-  ]));
-}
-
 function drawGlossary(section) {
   const present = new Set(RUNS.flatMap((run) => Object.keys(run.maps)));
   const maps = Object.entries(MAP_TEXTS).filter(([map]) => present.has(map))

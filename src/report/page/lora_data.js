@@ -1,0 +1,95 @@
+// Results of `subspace lora`: one run a folder; its files are parsed before the page is put together.
+const RUNS = DATA.runs;
+const CIRCUITS = ["QK", "QK_rope", "VO"];
+
+async function parsed(index) {
+  return missingIndex(index) ? null : JSON.parse(new TextDecoder().decode(await chunk(index)));
+}
+const missingIndex = (index) => index === null || index === undefined;
+
+async function prepare(run) {
+  run.file = await parsed(run.heads);
+  run.wiring = await parsed(run.compose);
+  run.causes = await parsed(run.causal);
+  run.words = await parsed(run.tokens);
+  run.entries = run.file.heads;
+  run.facts = run.file.model ?? {};
+  const numbers = (values) => [...new Set(values)].sort((a, b) => a - b);
+  run.layers = numbers(run.entries.map((entry) => entry.layer));
+  run.headCount = Math.max(...run.entries.map((entry) => entry.head)) + 1;
+  const found = new Set(run.entries.map((entry) => entry.circuit));
+  run.circuits = [...CIRCUITS.filter((name) => found.has(name)), ...[...found].filter((name) => !CIRCUITS.includes(name))];
+  run.at = new Map(run.entries.map((entry) => [`${entry.layer}/${entry.head}/${entry.circuit}`, entry]));
+}
+
+const headEntry = (run, layer, head, circuit) => run.at.get(`${layer}/${head}/${circuit}`);
+const modelOf = (run) => ({ name: runLabel(run), heads: run.headCount });
+function runLabel(run) {
+  const same = RUNS.filter((other) => other.name === run.name);
+  return same.length > 1 ? `${run.name} (${same.indexOf(run) + 1})` : run.name;
+}
+
+// What is selected, shared by all figures. `layer` is an index into the run's list.
+const store = (() => {
+  const values = { run: 0, layer: 0, head: 0, circuit: "VO" };
+  const listeners = [];
+  return {
+    get: (key) => values[key],
+    set(changes) {
+      const changed = Object.keys(changes).filter((key) => values[key] !== changes[key]);
+      if (!changed.length) return;
+      Object.assign(values, changes);
+      for (const { keys, act } of listeners) {
+        if (!keys || keys.some((key) => changed.includes(key))) act(changed);
+      }
+    },
+    on: (keys, act) => listeners.push({ keys, act }),
+    get runData() { return RUNS[values.run]; },
+    layerNumber: (index = values.layer) => RUNS[values.run].layers[index],
+    get entry() { return headEntry(RUNS[values.run], this.layerNumber(), values.head, values.circuit); },
+  };
+})();
+
+const clamp = (value, last) => Math.min(last, Math.max(0, value));
+const selectLayer = (index) => store.set({ layer: clamp(index, store.runData.layers.length - 1) });
+const selectHead = (index) => store.set({ head: clamp(index, store.runData.headCount - 1) });
+function selectUnit(layer, head, circuit) {
+  const index = store.runData.layers.indexOf(layer);
+  if (index >= 0) store.set({ layer: index, head, ...(circuit ? { circuit } : {}) });
+}
+
+// Singular values of a circuit's heads in a layer: {base, adapted, delta}, each a list a head.
+const headValues = (() => {
+  const known = new Map();
+  return (run, layer, circuit) => {
+    const key = `${RUNS.indexOf(run)}/${layer}`;
+    if (!known.has(key)) known.set(key, decode(run.values?.[layer]));
+    return known.get(key).then((parts) => parts?.[circuit]);
+  };
+  async function decode(stored) {
+    if (!stored) return null;
+    const bytes = await chunk(stored.chunk);
+    const out = {};
+    let at = 0;
+    for (const [name, heads, count] of stored.parts) {
+      const [circuit, which] = name.split(".");
+      const all = floats(bytes, at, heads * count);
+      at += 4 * heads * count;
+      (out[circuit] ??= {})[which] = Array.from({ length: heads }, (_, head) => all.subarray(head * count, (head + 1) * count));
+    }
+    return out;
+  }
+})();
+
+// Terms of a circuit in the order of the file, the base left out.
+const termsOf = (entry) => Object.keys(entry?.terms ?? {}).filter((name) => name !== "base");
+function termNames(run, circuit) {
+  const names = [];
+  for (const entry of run.entries) {
+    if (entry.circuit === circuit) for (const name of termsOf(entry)) if (!names.includes(name)) names.push(name);
+  }
+  return names;
+}
+
+// [before, after] of a metric that is stated for both.
+const pairOf = (value) => (Array.isArray(value) ? value : [null, null]);
