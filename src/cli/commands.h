@@ -17,5 +17,6 @@ void add_forward(CLI::App& app, const GlobalOptions& globals);
 void add_train(CLI::App& app, const GlobalOptions& globals);
 void add_eval(CLI::App& app, const GlobalOptions& globals);
 void add_init(CLI::App& app, const GlobalOptions& globals);
+void add_lora(CLI::App& app, const GlobalOptions& globals);
 
 }  // namespace subspace

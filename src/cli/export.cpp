@@ -6,12 +6,14 @@
 #include "attention/fused.h"
 #include "base/error.h"
 #include "cli/commands.h"
+#include "lora/adapted_model.h"
 
 namespace subspace {
 namespace {
 
 struct Arguments {
-  std::string model, out;
+  std::string model, out, adapter;
+  AdapterOptions adapter_options;
   std::int64_t layer = 0, offset = 0;
   bool fold_norms = false;
 };
@@ -59,6 +61,11 @@ void export_layer(const Arguments& arguments, const GlobalOptions& globals) {
   const Checkpoint checkpoint(resolve_model(arguments.model));
   const auto family = open_family(checkpoint);
   AttentionLayer layer = family->load(arguments.layer, chosen_threads(globals));
+  if (!arguments.adapter.empty()) {
+    const AdaptedModel model(checkpoint.folder(), Adapter(resolve_adapter(arguments.adapter),
+                                                          arguments.adapter_options));
+    layer = merged(layer, model.change(arguments.layer, chosen_threads(globals)));
+  }
   if (arguments.fold_norms) layer = fold_norms(layer);
 
   Views views;
@@ -117,7 +124,8 @@ void add_export(CLI::App& app, const GlobalOptions& globals) {
       "export",
       "One layer's heads, latents, fused maps (as factors), norms and rotary frequencies in one\n"
       "orientation (row vectors, float64) whatever the family, for use in other programs.\n\n"
-      "  subspace export ./gpt2 --layer 3 --out views.safetensors\n\n"
+      "  subspace export ./gpt2 --layer 3 --out views.safetensors\n"
+      "  subspace export ./gpt2 --layer 3 --adapter ./lora --out views.safetensors   (merged)\n\n"
       "Names, shapes and equations are those of docs/conventions.md; scalars are in the file's\n"
       "metadata. Printed: the path of the file.");
   command->add_option("model", arguments->model, "MODEL (see subspace --help)")->required();
@@ -125,6 +133,9 @@ void add_export(CLI::App& app, const GlobalOptions& globals) {
   command->add_option("--offset", arguments->offset, "offset of the rotary map qk_at")
       ->check(CLI::NonNegativeNumber);
   command->add_flag("--fold-norms", arguments->fold_norms, "norms folded into what reads them");
+  command->add_option("--adapter", arguments->adapter, "a LoRA adapter to merge into the layer");
+  command->add_flag("--base-is-residual", arguments->adapter_options.base_is_residual,
+                    "as `subspace lora` has it");
   command->add_option("--out", arguments->out, "the safetensors file to write")->required();
   command->callback([arguments, &globals] { export_layer(*arguments, globals); });
 }

@@ -80,6 +80,7 @@ int main(int argc, char** argv) {
   add_spectra(app, globals);
   add_report(app, globals);
   add_synth(app, globals);
+  add_lora(app, globals);
   add_export(app, globals);
   add_forward(app, globals);
   add_init(app, globals);
