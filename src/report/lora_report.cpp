@@ -136,8 +136,9 @@ Json pack_values(const fs::path& path, Chunks& chunks) {
 }
 
 Json pack_run(const fs::path& folder, Chunks& chunks) {
-  Json run = {{"name", name_of(folder)}, {"heads", nullptr},  {"compose", nullptr},
-              {"causal", nullptr},       {"tokens", nullptr}, {"values", Json::object()}};
+  Json run = {{"name", name_of(folder)}, {"heads", nullptr}, {"compose", nullptr},
+              {"causal", nullptr},       {"rope", nullptr},  {"tokens", nullptr},
+              {"values", Json::object()}};
   run["heads"] = pack(read_heads(folder / "heads.json"), chunks);
   std::error_code status;
   if (const fs::path path = folder / "compose.json"; fs::exists(path, status)) {
@@ -151,7 +152,7 @@ Json pack_run(const fs::path& folder, Chunks& chunks) {
   if (const fs::path path = folder / "heads.safetensors"; fs::exists(path, status)) {
     run["values"] = pack_values(path, chunks);
   }
-  for (const char* name : {"causal", "tokens"}) {
+  for (const char* name : {"causal", "rope", "tokens"}) {
     const fs::path path = folder / (std::string(name) + ".json");
     if (!fs::exists(path, status)) continue;
     const Json json = read_json_file(path, kLimits);

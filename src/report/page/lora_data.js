@@ -12,6 +12,7 @@ async function prepare(run) {
   run.wiring = await parsed(run.compose);
   run.causes = await parsed(run.causal);
   run.words = await parsed(run.tokens);
+  run.turning = await parsed(run.rope);
   run.entries = run.file.heads;
   run.facts = run.file.model ?? {};
   const numbers = (values) => [...new Set(values)].sort((a, b) => a - b);
@@ -20,6 +21,10 @@ async function prepare(run) {
   const found = new Set(run.entries.map((entry) => entry.circuit));
   run.circuits = [...CIRCUITS.filter((name) => found.has(name)), ...[...found].filter((name) => !CIRCUITS.includes(name))];
   run.at = new Map(run.entries.map((entry) => [`${entry.layer}/${entry.head}/${entry.circuit}`, entry]));
+  for (const one of run.turning?.heads ?? []) {
+    const entry = headEntry(run, one.layer, one.head, one.circuit);
+    if (entry) Object.assign(entry, { curve: { offsets: run.turning.offsets, rel_fro: one.rel_fro }, freq_share: one.freq_share });
+  }
 }
 
 const headEntry = (run, layer, head, circuit) => run.at.get(`${layer}/${head}/${circuit}`);

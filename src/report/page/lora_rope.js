@@ -1,6 +1,7 @@
 // Figure: the size of a rotary head's change against distance, and by frequency.
-const offsetsOf = (entry) => Object.keys(entry?.rel_fro_at ?? {}).map(Number).sort((a, b) => a - b);
-const curveOf = (entry) => offsetsOf(entry).map((offset) => entry.rel_fro_at[offset]);
+// rope.json has every distance, heads.json a few.
+const offsetsOf = (entry) => entry?.curve?.offsets ?? Object.keys(entry?.rel_fro_at ?? {}).map(Number).sort((a, b) => a - b);
+const curveOf = (entry) => entry?.curve?.rel_fro ?? offsetsOf(entry).map((offset) => entry.rel_fro_at[offset]);
 const frequencyOf = (entry) => entry?.freq_share;
 
 function drawRope() {
@@ -9,7 +10,7 @@ function drawRope() {
     id: "fig-rope",
     title: "Change against distance",
     question: "Does the adapter change what a head attends to nearby, or far away?",
-    see: "Left: the relative size of the change of QK for two tokens that far apart. Right: how the energy of the map, and of the change, is spread over the rotary planes, from the fastest (which tell neighbouring positions apart) to the slowest (which hardly turn, and so carry content).",
+    see: "Left: the relative size of the change of QK for two tokens that far apart. Right: how the energy of the map, and of the change, is spread over the rotary planes, from the fastest (which tell neighbouring positions apart) to the slowest (which hardly turn, and so carry content); last, what does not turn at all.",
     care: "Weights say what could be attended to at a distance, not what is. Peaks at single distances come from the slow beat of few planes; the mean over all distances is the number to quote.",
     keys: ["layer", "head", "run"],
     async load() {
@@ -37,6 +38,6 @@ function drawRope() {
         readout: [el("strong", {}, `${m.circuit}, ${unitName(store.layerNumber(), store.get("head"))}: `), `mean over distances ${number(m.entry?.rel_fro, 3)}; at the same position ${number(curveOf(m.entry)[0], 3)}.`] };
     },
     csv: (f, m) => [["layer", "head", "circuit", "offset", "rel_fro"],
-      ...m.others.flatMap((entry) => offsetsOf(entry).map((offset) => [entry.layer, entry.head, entry.circuit, offset, entry.rel_fro_at[offset]]))],
+      ...m.others.flatMap((entry) => offsetsOf(entry).map((offset, i) => [entry.layer, entry.head, entry.circuit, offset, curveOf(entry)[i]]))],
   });
 }
