@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "cli/commands.h"
+#include "train/induction.h"
 #include "train/trainer.h"
 
 namespace subspace {
@@ -35,8 +36,7 @@ void eval(const Arguments& arguments, const GlobalOptions& globals) {
   const auto model = nn::load_model(run, options, threads);
   train::Settings settings = settings_of(run);
   if (arguments.batch_size > 0) settings.batch_size = arguments.batch_size;
-  const auto data = std::make_shared<const Dataset>(arguments.data);
-  const auto batches = train::open_batches(data, model->config(), settings);
+  const auto batches = train::open_folder(arguments.data, model->config(), settings);
   const Json result = to_json(train::evaluate(*model, *batches, options.device));
   if (globals.json) {
     std::printf("%s\n", result.dump().c_str());

@@ -1,22 +1,23 @@
-#include "train/trainer.h"
-
 #include <cstdio>
 
 #include "base/progress.h"
 #include "cli/commands.h"
+#include "train/induction.h"
+#include "train/trainer.h"
 
 namespace subspace {
 namespace {
 
 struct Arguments {
-  std::string config, data, out;
+  std::string config, data, out, base;
   std::vector<std::string> sets;
   std::int64_t steps = 0, seed = -1;
   bool resume = false, deterministic = false;
 };
 
 void train_model(const Arguments& arguments, const GlobalOptions& globals) {
-  train::Experiment experiment = train::read_experiment(arguments.config, arguments.sets);
+  const std::string base = arguments.base.empty() ? "" : resolve_model(arguments.base).string();
+  train::Experiment experiment = train::read_experiment(arguments.config, arguments.sets, base);
   if (arguments.steps > 0) experiment.train["steps"] = arguments.steps;
   if (arguments.seed >= 0) experiment.train["seed"] = arguments.seed;
   train::RunOptions options;
@@ -25,8 +26,10 @@ void train_model(const Arguments& arguments, const GlobalOptions& globals) {
   options.device = chosen_device(globals);
   options.resume = arguments.resume;
   options.deterministic = arguments.deterministic;
-  const auto data = std::make_shared<const Dataset>(arguments.data);
-  const Json result = train::train(experiment, data, options);
+  options.batches = [&](const nn::ModelConfig& model, const train::Settings& settings) {
+    return train::open_folder(arguments.data, model, settings);
+  };
+  const Json result = train::train(experiment, nullptr, options);
   std::printf("%s\n", globals.json ? result.dump().c_str() : arguments.out.c_str());
 }
 
@@ -42,7 +45,12 @@ void add_train(CLI::App& app, const GlobalOptions& globals) {
       "  subspace train configs/tiny-encoder-mla-o.json --data data --out run\n"
       "  subspace train configs/encoder-mla.json --data data --out run --set learning_rate=1e-3");
   command->add_option("config", arguments->config, "model and training, one JSON file")->required();
-  command->add_option("--data", arguments->data, "folder of subspace.prepare")->required();
+  command->add_option("--data", arguments->data, "folder of subspace.prepare, or with task.json")
+      ->required();
+  command->add_option(
+      "--base", arguments->base,
+      "MODEL that stays as it is while an adapter on it is trained; CONFIG then has\n"
+      "`adapter` (r, lora_alpha, target_modules) and `train`");
   command->add_option("--out", arguments->out, "folder of the run")->required();
   command->add_option("--steps", arguments->steps, "instead of the configuration's")
       ->check(CLI::PositiveNumber);

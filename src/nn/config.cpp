@@ -132,15 +132,20 @@ class Reader {
     rms();
     any_attention();
     output();
-    const std::string act = in_.choice_or("hidden_act", "swiglu", {"gelu", "silu", "swiglu"});
+    const std::string act =
+        in_.choice_or("hidden_act", "swiglu", {"gelu", "none", "silu", "swiglu"});
     const bool bias = in_.boolean_or("mlp_bias", false);
-    if (act == "gelu") {
+    if (act == "none") {
+      in_.must_be("intermediate_size", 0, "hidden_act 'none' is a model of attention alone");
+    } else if (act == "gelu") {
       plain(bias);
     } else {
       gated(bias);
     }
     if (in_.has("n_routed_experts")) {
-      if (act == "gelu") in_.contradiction("hidden_act", "experts are gated: expected swiglu");
+      if (act == "gelu" || act == "none") {
+        in_.contradiction("hidden_act", "experts are gated: expected swiglu");
+      }
       in_.must_be("moe_layer_freq", 1, "every layer from first_k_dense_replace on has experts");
       experts({.experts = 0, .active = 0, .shared = 0});
     }

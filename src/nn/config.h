@@ -47,7 +47,8 @@ struct AttentionConfig {
   std::int64_t shared_key() const { return own_rotary_keys ? 0 : rope; }
 };
 
-/// Feed-forward: W2 gelu(W1 x), or W2 (silu(Wg x) * W1 x) if `gated`.
+/// Feed-forward: W2 gelu(W1 x), or W2 (silu(Wg x) * W1 x) if `gated`; width 0: none, and no norm
+/// before it.
 struct FeedForwardConfig {
   std::int64_t width = 0;
   bool gated = false;

@@ -39,6 +39,7 @@ Block::Block(Parameters& parameters, const ModelConfig& config, std::int64_t ind
   };
   first_ = norm("input_layernorm", "attention.output.LayerNorm", "layernorm_before");
   attention_.emplace(parameters, config, layer);
+  if (!config.is_moe(index) && config.feed_forward.width == 0) return;
   second_ = norm("post_attention_layernorm", "output.LayerNorm", "layernorm_after");
   if (config.is_moe(index)) {
     feed_forward_.emplace<MixtureOfExperts>(parameters, *config.moe, config.width, layer + "mlp.");
@@ -65,6 +66,7 @@ at::Tensor Block::operator()(const at::Tensor& x, PassContext& pass) const {
     return second_(attended + feed_forward(attended, pass));
   }
   const at::Tensor attended = x + (*attention_)(first_(x), pass);
+  if (std::holds_alternative<std::monostate>(feed_forward_)) return attended;
   return attended + feed_forward(second_(attended), pass);
 }
 

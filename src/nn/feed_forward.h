@@ -64,7 +64,7 @@ class MixtureOfExperts {
 };
 
 /// One layer: pre-norm  x + attention(norm(x)), then the same with the feed-forward part, or
-/// post-norm (BERT)  norm(x + attention(x)).
+/// post-norm (BERT)  norm(x + attention(x)). Without a feed-forward part the first half alone.
 class Block {
  public:
   Block(Parameters& parameters, const ModelConfig& config, std::int64_t index);

@@ -4,7 +4,23 @@
 
 namespace subspace::nn {
 
-at::Tensor Linear::operator()(const at::Tensor& x) const { return at::linear(x, weight, bias); }
+at::Tensor Linear::operator()(const at::Tensor& x) const {
+  const at::Tensor y = at::linear(x, weight, bias);
+  if (adapters.empty()) return y;
+  std::vector<at::Tensor> pieces;
+  std::int64_t end = 0;
+  auto unchanged_to = [&](std::int64_t row) {
+    if (row > end) pieces.push_back(y.narrow(-1, end, row - end));
+  };
+  for (const auto& [begin, change] : adapters) {
+    unchanged_to(begin);
+    end = begin + change.b.size(0);
+    pieces.push_back(y.narrow(-1, begin, end - begin) +
+                     at::linear(at::linear(x, change.a), change.b) * change.scale);
+  }
+  unchanged_to(y.size(-1));
+  return pieces.size() == 1 ? pieces[0] : at::cat(pieces, -1);
+}
 
 Linear joined_linear(Parameters& parameters, const std::vector<Rows>& parts, std::int64_t in,
                      bool bias) {
@@ -16,6 +32,12 @@ Linear joined_linear(Parameters& parameters, const std::vector<Rows>& parts, std
   Linear out;
   out.weight = parameters.weights(weights);
   if (bias) out.bias = parameters.bias(biases);
+  std::int64_t begin = 0;
+  for (const Rows& part : parts) {
+    LowRankRows change = parameters.adapter(part.name, part.rows, in);
+    if (change.a.defined()) out.adapters.push_back({begin, std::move(change)});
+    begin += part.rows;
+  }
   return out;
 }
 

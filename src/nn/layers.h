@@ -10,8 +10,14 @@
 namespace subspace::nn {
 
 /// y = x W^T + b, weight [out, in] as checkpoints store it; bias undefined if there is none.
+/// With an adapter y += s (x A^T) B^T on the rows of each matrix that it is on.
 struct Linear {
+  struct Adapter {
+    std::int64_t begin = 0;
+    LowRankRows change;
+  };
   at::Tensor weight, bias;
+  std::vector<Adapter> adapters;
   at::Tensor operator()(const at::Tensor& x) const;
 };
 

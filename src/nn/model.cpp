@@ -125,7 +125,8 @@ Model::Model(ModelConfig config, const Options& options)
       parameters_({.tensor = at::TensorOptions().dtype(options.dtype).device(options.device),
                    .range = config_.initializer_range,
                    .seed = options.seed,
-                   .fill = options.fill}) {
+                   .fill = options.fill,
+                   .adapter = options.adapter}) {
   embedding_ = std::make_unique<Embedding>(parameters_, config_);
   for (std::int64_t i = 0; i < config_.layers; ++i) blocks_.emplace_back(parameters_, config_, i);
   if (!config_.post_norm) {

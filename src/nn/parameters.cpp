@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 
+#include <cmath>
 #include <set>
 
 #include "base/error.h"
@@ -18,12 +19,16 @@ std::uint64_t stream_of(const std::string& name) {
   return hash;
 }
 
-at::Tensor normal(const Parameters::Shape& shape, double deviation, std::uint64_t seed,
-                  const std::string& name) {
+at::Tensor drawn(const Parameters::Shape& shape, Init init, double deviation, std::uint64_t seed,
+                 const std::string& name) {
   at::Tensor out = at::empty(shape, at::kDouble);
   Random random(seed, stream_of(name));
   auto* values = out.data_ptr<double>();
-  for (std::int64_t i = 0; i < out.numel(); ++i) values[i] = deviation * random.normal();
+  const double bound = 1 / std::sqrt(static_cast<double>(shape.back()));
+  for (std::int64_t i = 0; i < out.numel(); ++i) {
+    values[i] =
+        init == Init::normal ? deviation * random.normal() : bound * (2 * random.uniform() - 1);
+  }
   return out;
 }
 
@@ -43,15 +48,16 @@ at::Tensor Parameters::add(const std::vector<Named>& parts, std::int64_t rows, I
   at::TensorOptions kept = options_.tensor;
   if (!trained && kept.dtype() != at::kDouble) kept = kept.dtype(at::kFloat);
   parameter.value = init == Init::ones ? at::ones(shape, kept) : at::zeros(shape, kept);
-  if (init == Init::normal && options_.fill) {
+  if ((init == Init::normal || init == Init::fan_in) && options_.fill) {
     for (const Parameter::Part& part : parameter.parts) {
       parameter.value.narrow(0, part.begin, part.rows)
-          .copy_(normal(part.shape, options_.range, options_.seed, part.name));
+          .copy_(drawn(part.shape, init, options_.range, options_.seed, part.name));
     }
   }
-  parameter.value.set_requires_grad(trained);
+  const bool learns = trained && !options_.adapter;
+  parameter.value.set_requires_grad(learns);
   parameter.decays = decays;
-  parameter.trained = trained;
+  parameter.trained = learns;
   all_.push_back(parameter);
   return parameter.value;
 }
@@ -86,6 +92,21 @@ at::Tensor Parameters::buffer(const std::string& name, const Shape& shape) {
   return add({{name, shape}}, shape.at(0), Init::zeros, false, false);
 }
 
+LowRankRows Parameters::adapter(const std::string& name, std::int64_t out, std::int64_t in) {
+  if (!options_.adapter || !options_.adapter->targets(name)) return {};
+  const std::string base = "base_model.model." + name;
+  const std::int64_t r = options_.adapter->rank;
+  auto own = [this](const std::string& tensor, const Shape& shape, Init init) {
+    add({{tensor, shape}}, shape.at(0), init, true, true);
+    Parameter& parameter = all_.back();
+    parameter.value.set_requires_grad(true);
+    parameter.trained = parameter.adapter = true;
+    return parameter.value;
+  };
+  return {own(base + ".lora_A.weight", {r, in}, Init::fan_in),
+          own(base + ".lora_B.weight", {out, r}, Init::zeros), options_.adapter->scale()};
+}
+
 std::int64_t Parameters::count() const {
   std::int64_t count = 0;
   for (const Parameter& parameter : all_) {
@@ -102,6 +123,7 @@ std::vector<std::string> Parameters::load(const Checkpoint& checkpoint, int thre
   std::set<std::string> used;
   for (Parameter& parameter : all_) {
     for (const Parameter::Part& part : parameter.parts) {
+      if (parameter.adapter && !checkpoint.has(part.name)) continue;
       const auto& found = checkpoint.info(part.name).shape;
       if (found != part.shape) {
         fail(ErrorCode::InvalidShape,

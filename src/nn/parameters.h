@@ -8,11 +8,13 @@
 
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/dtype.h"
+#include "nn/adapter.h"
 
 namespace subspace::nn {
 
-/// First values of a tensor: zero, one, or normal with the model's initializer_range.
-enum class Init { zeros, ones, normal };
+/// First values of a tensor: zero, one, normal with the model's initializer_range, or uniform in
+/// +-1/sqrt(columns).
+enum class Init { zeros, ones, normal, fan_in };
 
 /// One trained tensor (or buffer), and the tensors of a checkpoint that it holds: matrices that
 /// read the same vector lie in one, on top of one another, so that one product serves them all.
@@ -25,8 +27,9 @@ struct Parameter {
   };
   at::Tensor value;
   std::vector<Part> parts;
-  bool decays = true;   ///< weight decay applies: all but norms and biases
-  bool trained = true;  ///< false: a buffer, which is saved but has no gradient
+  bool decays = true;    ///< weight decay applies: all but norms and biases
+  bool trained = true;   ///< false: a buffer, or frozen: saved but without a gradient
+  bool adapter = false;  ///< part of an adapter, which its base's checkpoint does not have
 
   const std::string& name() const { return parts.front().name; }
 };
@@ -41,7 +44,8 @@ class Parameters {
     at::TensorOptions tensor;  ///< dtype and device
     double range = 0.02;       ///< standard deviation of Init::normal
     std::uint64_t seed = 0;
-    bool fill = true;  ///< false: left zero, for a model that is loaded next
+    bool fill = true;                      ///< false: left zero, for a model that is loaded next
+    std::optional<AdapterConfig> adapter;  ///< all but its own tensors are frozen
   };
   explicit Parameters(const Options& options) : options_(options) {}
 
@@ -64,11 +68,17 @@ class Parameters {
   /// A tensor that is part of the model's state and not trained; zero at first, float32 at least.
   at::Tensor buffer(const std::string& name, const Shape& shape);
 
+  /// A and B of a LoRA adapter on the matrix `name` (without ".weight") of that shape, under PEFT's
+  /// names: A [r, in] begins uniform in +-1/sqrt(in), B [out, r] zero. Undefined if there is no
+  /// adapter or it is not on this matrix.
+  LowRankRows adapter(const std::string& name, std::int64_t out, std::int64_t in);
+
   const std::vector<Parameter>& all() const { return all_; }
   /// Trained numbers of the checkpoint's tensors: padding is not counted.
   std::int64_t count() const;
 
-  /// Fills every tensor from a checkpoint, exactly where its dtype can hold the value. Returns the
+  /// Fills every tensor from a checkpoint, exactly where its dtype can hold the value; an adapter's
+  /// only if the checkpoint has it. Returns the
   /// checkpoint's tensors that the model has no use for. Throws NotFound, InvalidShape (tensor,
   /// found, expected), NotFinite.
   std::vector<std::string> load(const Checkpoint& checkpoint, int threads);

@@ -20,7 +20,9 @@ void set_field(Experiment& experiment, const std::string& text) {
   const std::string name = text.substr(0, equals), value = text.substr(equals + 1);
   Json parsed = Json::parse(value, nullptr, /*allow_exceptions=*/false);
   if (parsed.is_discarded()) parsed = value;
-  Json& object = is_setting(name) ? experiment.train : experiment.model;
+  Json& object = is_setting(name)                 ? experiment.train
+                 : experiment.adapter.is_object() ? experiment.adapter
+                                                  : experiment.model;
   if (parsed.is_null()) {
     object.erase(name);
   } else {
@@ -30,14 +32,33 @@ void set_field(Experiment& experiment, const std::string& text) {
 
 }  // namespace
 
-Experiment read_experiment(const std::filesystem::path& file,
-                           const std::vector<std::string>& sets) {
+Experiment read_experiment(const std::filesystem::path& file, const std::vector<std::string>& sets,
+                           const std::string& base) {
   Experiment experiment;
   experiment.where = file.string();
   experiment.model = read_json_file(file);
   const Fields fields(experiment.model, experiment.where);
   experiment.train = fields.has("train") ? fields.object("train").json() : Json::object();
   experiment.model.erase("train");
+  if (fields.has("adapter")) {
+    experiment.adapter = fields.object("adapter").json();
+    experiment.model.erase("adapter");
+    if (base.empty()) {
+      fail(ErrorCode::NotFound, "{}: an adapter needs the model it is for; give it with --base",
+           experiment.where);
+    }
+    if (!experiment.model.empty()) {
+      fail(ErrorCode::InvalidValue,
+           "{}: field '{}'; an adapter's model is that of --base, so expected adapter and train",
+           experiment.where, experiment.model.begin().key());
+    }
+    experiment.base = base;
+    experiment.model = read_json_file(std::filesystem::path(base) / "config.json");
+  } else if (!base.empty()) {
+    fail(ErrorCode::InvalidValue,
+         "{}: no object 'adapter'; --base is the model of an adapter, a model of its own has none",
+         experiment.where);
+  }
   for (const std::string& text : sets) set_field(experiment, text);
   return experiment;
 }

@@ -33,13 +33,17 @@ struct Settings {
 struct Experiment {
   Json model;
   Json train;
+  Json adapter;      ///< of a LoRA adapter on a frozen base; null: the model itself is trained
+  std::string base;  ///< the adapter's base, a folder in Hugging Face layout
   std::string where;
 };
 
 /// Reads CONFIG and changes the fields that `sets` names ("learning_rate=1e-3"; the value is JSON,
 /// or a string if it is none). A name that `train` has is meant there, any other is the model's.
-/// Throws Usage for a malformed set, and as read_json_file.
-Experiment read_experiment(const std::filesystem::path& file, const std::vector<std::string>& sets);
+/// Throws Usage for a malformed set, and as read_json_file. With an object `adapter` the model's
+/// fields are those of `base`, and CONFIG has none: InvalidValue, NotFound if one lacks the other.
+Experiment read_experiment(const std::filesystem::path& file, const std::vector<std::string>& sets,
+                           const std::string& base = "");
 
 /// Checks all of `train`. Throws InvalidValue naming the field (unknown ones with the nearest known
 /// name), NotFound for a missing one.

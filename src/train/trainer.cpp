@@ -49,7 +49,12 @@ class Run {
         config_(model_to_train(experiment)),
         settings_(read_settings(experiment.train, experiment.where)),
         dtype_(chosen_dtype(settings_, options.device)),
-        batches_(open_batches(std::move(data), config_, settings_)) {
+        batches_(options.batches ? options.batches(config_, settings_)
+                                 : open_batches(std::move(data), config_, settings_)) {
+    if (experiment.adapter.is_object()) {
+      adapter_ = nn::read_adapter_config(experiment.adapter, experiment.where);
+    }
+    experiment_ = experiment;
     create_folder(options_.out);
     lock_.emplace(options_.out);
     const std::int64_t begin = prepare_folder();
@@ -58,7 +63,12 @@ class Run {
     model.device = options_.device;
     model.dtype = dtype_;
     model.seed = settings_.seed;
+    model.adapter = adapter_;
     model_.emplace(config_, model);
+    if (adapter_) nn::require_targets(*model_, *adapter_);
+    if (adapter_ && begin == 0) {
+      model_->parameters().load(Checkpoint(experiment.base), options.threads);
+    }
     optimizer_.emplace(model_->parameters(), settings_);
     if (begin > 0) {
       at_ = load_checkpoint(options_.out, begin, *model_, *optimizer_, options_.threads);
@@ -89,7 +99,11 @@ class Run {
       if (interrupted() || due(settings_.checkpoint_every, last)) save();
       check_interrupted("a checkpoint is written; --resume goes on from there");
     }
-    nn::save_model(*model_, options_.out);
+    if (adapter_) {
+      nn::save_adapter(*model_, *adapter_, experiment_.base, options_.out);
+    } else {
+      nn::save_model(*model_, options_.out);
+    }
     return last_metrics_;
   }
 
@@ -103,6 +117,10 @@ class Run {
     json["model"] = config_.json;
     json["train"] = to_json(settings_);
     json["data"] = batches_->id();
+    if (adapter_) {
+      json["adapter"] = experiment_.adapter;
+      json["base"] = experiment_.base;
+    }
     json["dtype"] = dtype_ == at::kBFloat16 ? "bfloat16" : "float32";
     return json;
   }
@@ -263,6 +281,8 @@ class Run {
   const RunOptions& options_;
   nn::ModelConfig config_;
   Settings settings_;
+  Experiment experiment_;
+  std::optional<nn::AdapterConfig> adapter_;
   c10::ScalarType dtype_;
   std::unique_ptr<Batches> batches_;
   std::optional<FolderLock> lock_;

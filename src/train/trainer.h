@@ -3,6 +3,7 @@
 #include <c10/core/Device.h>
 
 #include <filesystem>
+#include <functional>
 #include <memory>
 
 #include "train/batches.h"
@@ -16,6 +17,8 @@ struct RunOptions {
   int threads = 1;
   bool resume = false;
   bool deterministic = false;
+  /// Where passes come from instead of `data`, if it is set.
+  std::function<std::unique_ptr<Batches>(const nn::ModelConfig&, const Settings&)> batches;
 };
 
 /// Mean loss in nats a predicted token over the held-out rows.
@@ -36,7 +39,8 @@ Json to_json(const Evaluation& evaluation);
 ///   run.json               model, settings, identity of the data, versions
 ///   metrics.jsonl          one object a logged step, and one an evaluation
 ///   checkpoints/<step>/    the whole state behind `step` steps; the last few are kept
-///   config.json, model.safetensors   the last step
+///   config.json, model.safetensors   the last step; of an adapter
+///   adapter_config.json, adapter_model.safetensors instead, as PEFT writes them
 ///
 /// Killed at any moment and resumed, the run ends with the same losses and weights as one that was
 /// not, bit for bit: on the CPU with the same number of threads, on CUDA with `deterministic`.
