@@ -1,6 +1,6 @@
 """The known-answer suite of LoRA algebra: adapters whose effect theory says in advance.
 
-    ./run python -m subspace.known_answers --out DIR [--seeds 5] [--record]
+    ./run python -m subspace.known_answers --out DIR [--seeds 0,1,2,3,4] [--record]
 
 Trains small attention-only decoders that do induction (`configs/known-answer-base.json`), then
 LoRA adapters on them for three other answers to the same sequences, with this project's own
@@ -238,7 +238,7 @@ def print_tables(record):
 def main():
     parser = argparse.ArgumentParser(prog="subspace.known_answers", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", default="0,1,2,3,4")
     parser.add_argument("--tasks", default=",".join(TASKS))
     parser.add_argument("--adapters", default=",".join(ADAPTERS))
     parser.add_argument("--threads", type=int, default=1)
@@ -246,12 +246,13 @@ def main():
     parser.add_argument("--record", action="store_true", help="write bench/results/")
     options = parser.parse_args()
     tasks, adapters = options.tasks.split(","), options.adapters.split(",")
+    seeds = [int(seed) for seed in options.seeds.split(",")]
     rows = []
-    for seed in range(options.seeds):
+    for seed in seeds:
         train(options.out, seed, tasks, adapters, options.threads)
     if options.train_only:
         return
-    for seed in range(options.seeds):
+    for seed in seeds:
         for task in tasks:
             for name in adapters:
                 compose, causal = analyse(options.out, seed, task, name, options.threads)
@@ -260,7 +261,7 @@ def main():
                 rows.append({"seed": seed, "task": task, "adapter": name,
                              **compare(compose, causal, sizes)})
     config = json.loads((ROOT / "configs" / "known-answer-adapter.json").read_text())
-    record = {"benchmark": "lora_known_answers", "seeds": list(range(options.seeds)),
+    record = {"benchmark": "lora_known_answers", "seeds": seeds,
               "adapter": config, "summary": summary(rows), "runs": rows}
     print_tables(record)
     (options.out / "known_answers.json").write_text(json.dumps(record, indent=1) + "\n")

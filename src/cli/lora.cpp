@@ -49,12 +49,15 @@ void add_lora(CLI::App& app, const GlobalOptions& globals) {
       "  subspace lora heads --adapter ADAPTER --out DIR      each head: what is new, what is "
       "more\n"
       "  subspace lora compose --adapter ADAPTER --out DIR    which heads it rewires\n"
+      "  subspace lora causal ... --data DIR --out DIR        what each part does to the loss\n"
       "  subspace lora report DIR --out report.html           a page that shows and explains it\n\n"
       "ADAPTER is a folder as PEFT writes it (LoRA, rsLoRA, DoRA), or a name in the Hugging Face\n"
       "cache; docs/lora.md has the algebra, the files and what is refused.");
   lora->require_subcommand(1);
   lora->fallthrough();
   add_lora_inspect(*lora, globals);
+  add_lora_compose(*lora, globals);
+  add_lora_causal(*lora, globals);
   add_lora_tokens(*lora, globals);
   add_lora_report(*lora, globals);
 }

@@ -28,6 +28,8 @@ AdaptedModel open_adapted(const LoraInput& input, bool need_weights);
 Json lora_facts(const AdaptedModel& model);
 
 // The group's commands, one file each.
+void add_lora_causal(CLI::App& lora, const GlobalOptions& globals);
+void add_lora_compose(CLI::App& lora, const GlobalOptions& globals);
 void add_lora_inspect(CLI::App& lora, const GlobalOptions& globals);
 void add_lora_report(CLI::App& lora, const GlobalOptions& globals);
 void add_lora_tokens(CLI::App& lora, const GlobalOptions& globals);

@@ -23,6 +23,7 @@ at::ScalarType dtype_of(const std::string& name) {
 }
 
 struct Opened {
+  Json facts;
   std::vector<LayerChange> changes;
   std::unique_ptr<GatedModel> model;
 };
@@ -30,6 +31,7 @@ struct Opened {
 Opened open(const LoraInput& input, const std::string& dtype, int threads) {
   const AdaptedModel adapted = open_adapted(input, /*need_weights=*/true);
   Opened out;
+  out.facts = lora_facts(adapted);
   for (std::int64_t i = 0; i < adapted.family().shape().layers; ++i) {
     out.changes.push_back(adapted.change(i, threads));
     out.changes.back().index = i;
@@ -123,7 +125,8 @@ void measure(const Arguments& arguments, const GlobalOptions& globals) {
   options.seed = static_cast<std::uint64_t>(arguments.seed);
   options.threads = threads;
   if (!arguments.edges.empty()) options.edges = connections(arguments.edges, *opened.model);
-  const Json result = causal_effects(*opened.model, *batches, opened.changes, options);
+  Json result = causal_effects(*opened.model, *batches, opened.changes, options);
+  result["model"] = opened.facts;
   const std::filesystem::path out = arguments.out;
   create_folder(out);
   write_file_atomically(out / "causal.csv", causal_csv(result));

@@ -74,7 +74,8 @@ void compose_model(const Arguments& arguments, const GlobalOptions& globals) {
   if (!arguments.offsets.empty()) options.offsets = parse_offsets(arguments.offsets);
   for (const std::string& text : arguments.between) options.between.push_back(layer_pair(text));
   const ComposeSource source = source_of(model, threads);
-  const Json result = compose(source, options);
+  Json result = compose(source, options);
+  result["model"] = lora_facts(model);
   const std::filesystem::path out = arguments.out;
   create_folder(out);
   write_file_atomically(out / "compose.csv", compose_pairs_csv(result));
