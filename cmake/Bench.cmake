@@ -1,7 +1,7 @@
 # bench/NAME.cpp becomes the program bench/NAME; it may use whatever was built.
 set(_libraries subspace_checkpoint)
 if(SUBSPACE_TORCH)
-  list(APPEND _libraries subspace_spectrum)
+  list(APPEND _libraries subspace_spectrum subspace_train subspace_cli11)
 endif()
 file(GLOB _benches CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/bench/*.cpp")
 add_custom_target(subspace_benches)

@@ -3,6 +3,8 @@
 #include <ATen/ATen.h>
 
 #include "base/error.h"
+#include "kernels/swiglu.h"
+#include "nn/fused.h"
 
 namespace subspace::nn {
 
@@ -16,11 +18,20 @@ FeedForward::FeedForward(Parameters& parameters, const FeedForwardConfig& config
   down_ = linear(parameters, names.down, width, config.width, config.bias);
 }
 
-at::Tensor FeedForward::operator()(const at::Tensor& x) const {
+at::Tensor FeedForward::inner(const at::Tensor& x) const {
+  if (gated_ && fused(x) && up_.weight.size(0) % (2 * kernels::kSwigluVector) == 0) {
+    return fused_swiglu(up_.without_bias(x), up_.bias);
+  }
   const at::Tensor up = up_(x);
-  if (!gated_) return down_(at::gelu(up));
+  if (!gated_) return at::gelu(up);
   const std::int64_t width = up.size(-1) / 2;
-  return down_(at::silu(up.narrow(-1, 0, width)) * up.narrow(-1, width, width));
+  return at::silu(up.narrow(-1, 0, width)) * up.narrow(-1, width, width);
+}
+
+at::Tensor FeedForward::operator()(const at::Tensor& x) const { return down_(inner(x)); }
+
+at::Tensor FeedForward::without_bias(const at::Tensor& x) const {
+  return down_.without_bias(inner(x));
 }
 
 std::string layer_name(const ModelConfig& config, std::int64_t index) {
@@ -65,9 +76,27 @@ at::Tensor Block::operator()(const at::Tensor& x, PassContext& pass) const {
     const at::Tensor attended = first_(x + (*attention_)(x, pass));
     return second_(attended + feed_forward(attended, pass));
   }
-  const at::Tensor attended = x + (*attention_)(first_(x), pass);
-  if (std::holds_alternative<std::monostate>(feed_forward_)) return attended;
-  return attended + feed_forward(second_(attended), pass);
+  Residual stream{x, {}, {}};
+  (*this)(stream, pass);
+  return stream.sum();
+}
+
+void Block::operator()(Residual& stream, PassContext& pass) const {
+  if (post_norm_) {
+    stream = {(*this)(stream.sum(), pass), {}, {}};
+    return;
+  }
+  const at::Tensor read = first_(stream);
+  stream.delta = (*attention_)(read, pass);
+  if (std::holds_alternative<std::monostate>(feed_forward_)) return;
+  const at::Tensor normed = second_(stream);
+  const auto* plain = std::get_if<FeedForward>(&feed_forward_);
+  if (plain != nullptr && fused(normed)) {
+    stream.delta = plain->without_bias(normed);
+    stream.bias = plain->output_bias();
+  } else {
+    stream.delta = feed_forward(normed, pass);
+  }
 }
 
 void Block::after_step() {

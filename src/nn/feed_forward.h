@@ -15,8 +15,13 @@ class FeedForward {
   FeedForward(Parameters& parameters, const FeedForwardConfig& config, std::int64_t width,
               const Names& names);
   at::Tensor operator()(const at::Tensor& x) const;
+  /// The same without the last bias, which is `output_bias()`.
+  at::Tensor without_bias(const at::Tensor& x) const;
+  const at::Tensor& output_bias() const { return down_.bias; }
 
  private:
+  at::Tensor inner(const at::Tensor& x) const;
+
   bool gated_;
   Linear up_, down_;  // gated: gate and up from one product
 };
@@ -69,6 +74,8 @@ class Block {
  public:
   Block(Parameters& parameters, const ModelConfig& config, std::int64_t index);
   at::Tensor operator()(const at::Tensor& x, PassContext& pass) const;
+  /// The same on a residual stream, whose last addition is left to the norm that comes next.
+  void operator()(Residual& stream, PassContext& pass) const;
   void after_step();
 
  private:

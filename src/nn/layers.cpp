@@ -2,10 +2,21 @@
 
 #include <ATen/ATen.h>
 
+#include "nn/fused.h"
+
 namespace subspace::nn {
 
 at::Tensor Linear::operator()(const at::Tensor& x) const {
-  const at::Tensor y = at::linear(x, weight, bias);
+  if (!fused(x)) return adapted(x, at::linear(x, weight, bias));
+  const at::Tensor y = adapted(x, fused_linear(x, weight));
+  return bias.defined() ? y + bias : y;
+}
+
+at::Tensor Linear::without_bias(const at::Tensor& x) const {
+  return adapted(x, fused(x) ? fused_linear(x, weight) : at::linear(x, weight));
+}
+
+at::Tensor Linear::adapted(const at::Tensor& x, const at::Tensor& y) const {
   if (adapters.empty()) return y;
   std::vector<at::Tensor> pieces;
   std::int64_t end = 0;
@@ -48,8 +59,25 @@ Linear linear(Parameters& parameters, const std::string& name, std::int64_t out,
 
 at::Tensor NormLayer::operator()(const at::Tensor& x) const {
   const std::int64_t width[] = {weight.size(-1)};
+  if (!bias.defined() && fused(x) && norm_fits(x)) return fused_norm(x, weight, eps);
   return bias.defined() ? at::layer_norm(x, width, weight, bias, eps)
                         : at::rms_norm(x, width, weight, eps);
+}
+
+at::Tensor NormLayer::operator()(Residual& residual) const {
+  if (!residual.delta.defined()) return (*this)(residual.x);
+  if (!bias.defined() && fused(residual.x) && norm_fits(residual.x)) {
+    auto [sum, normed] = fused_add_norm(residual.x, residual.delta, residual.bias, weight, eps);
+    residual = {sum, {}, {}};
+    return normed;
+  }
+  residual = {residual.sum(), {}, {}};
+  return (*this)(residual.x);
+}
+
+at::Tensor Residual::sum() const {
+  if (!delta.defined()) return x;
+  return x + (bias.defined() ? delta + bias : delta);
 }
 
 NormLayer norm_layer(Parameters& parameters, const std::string& name, std::int64_t width,

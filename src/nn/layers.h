@@ -19,6 +19,11 @@ struct Linear {
   at::Tensor weight, bias;
   std::vector<Adapter> adapters;
   at::Tensor operator()(const at::Tensor& x) const;
+  /// x W^T, where the bias is added by what comes next.
+  at::Tensor without_bias(const at::Tensor& x) const;
+
+ private:
+  at::Tensor adapted(const at::Tensor& x, const at::Tensor& y) const;
 };
 
 /// Several projections of one vector as one product. Names without ".weight".
@@ -31,12 +36,21 @@ Linear joined_linear(Parameters& parameters, const std::vector<Rows>& parts, std
 Linear linear(Parameters& parameters, const std::string& name, std::int64_t out, std::int64_t in,
               bool bias);
 
+/// The vectors that blocks add to, with what the last part wants added: x + (delta + bias). It is
+/// left to the norm that reads the sum next.
+struct Residual {
+  at::Tensor x, delta, bias;
+  at::Tensor sum() const;
+};
+
 /// RMSNorm  x / sqrt(mean(x^2) + eps) * w,  or LayerNorm  (x - mean) / sqrt(var + eps) * w + b,
 /// over the last axis.
 struct NormLayer {
   at::Tensor weight, bias;
   double eps = 0;
   at::Tensor operator()(const at::Tensor& x) const;
+  /// Of the sum, which takes the place of its terms.
+  at::Tensor operator()(Residual& residual) const;
 };
 /// RMSNorm, or LayerNorm with `layer`. `name` without ".weight".
 NormLayer norm_layer(Parameters& parameters, const std::string& name, std::int64_t width,

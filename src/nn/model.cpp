@@ -6,6 +6,8 @@
 #include <limits>
 
 #include "base/error.h"
+#include "kernels/cross_entropy.h"
+#include "nn/fused.h"
 
 namespace subspace::nn {
 namespace {
@@ -171,10 +173,10 @@ at::Tensor Model::hidden(const Input& input, bool training, at::Tensor* auxiliar
   // Before the embedding, which may have no row for a position that is too far.
   PassContext pass = pass_for(input, config_.image ? config_.tokens() : input.tokens.size(1));
   pass.training = training;
-  at::Tensor x = embed(input);
-  for (const Block& block : blocks_) x = block(x, pass);
+  Residual stream{embed(input), {}, {}};
+  for (const Block& block : blocks_) block(stream, pass);
   if (auxiliary != nullptr) *auxiliary = pass.auxiliary;
-  return norm_.weight.defined() ? norm_(x) : x;
+  return norm_.weight.defined() ? norm_(stream) : stream.sum();
 }
 
 std::string Model::first_nonfinite(const Input& input) const {
@@ -200,6 +202,15 @@ at::Tensor Model::loss_sum(const at::Tensor& rows, const at::Tensor& targets) co
   const bool wide = logits.scalar_type() == at::kDouble;
   return at::nll_loss(at::log_softmax(logits, -1, wide ? at::kDouble : at::kFloat), targets, {},
                       at::Reduction::Sum);
+}
+
+at::Tensor Model::scaled_loss(const at::Tensor& rows, const at::Tensor& targets,
+                              const at::Tensor& factor) const {
+  const at::Tensor& weight = head_->last.weight;
+  const bool plain = !config_.image && !head_->last.bias.defined() &&
+                     weight.size(0) % kernels::kCrossEntropyVector == 0;
+  if (plain && fused(rows)) return fused_loss(rows, weight, targets, factor, config_.vocab);
+  return loss_sum(rows, targets) * factor;
 }
 
 void Model::after_step() {

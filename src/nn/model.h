@@ -54,6 +54,10 @@ class Model {
   /// Sum over rows of -log p(target), in float32 at least; rows [N, d], targets [N] int64, -100:
   /// no target. Divided by their number it is nats a predicted token.
   at::Tensor loss_sum(const at::Tensor& rows, const at::Tensor& targets) const;
+  /// factor * loss_sum for training, factor a scalar on the device: where kernels are fused the
+  /// logits are not kept, and backward() must start from the result or a sum that it is part of.
+  at::Tensor scaled_loss(const at::Tensor& rows, const at::Tensor& targets,
+                         const at::Tensor& factor) const;
   /// The first part of the model whose output is not finite, "model.layers.3", or nothing; for
   /// finding out why a loss is NaN. Waits for the device behind every layer.
   std::string first_nonfinite(const Input& input) const;

@@ -215,16 +215,41 @@ class Folder : public Batches {
 
 }  // namespace
 
+std::vector<at::Tensor*> Batch::tensors() {
+  return {&input.tokens, &input.segments, &input.positions, &input.token_types,
+          &input.pixels, &predicted,      &targets};
+}
+
+std::vector<const at::Tensor*> Batch::tensors() const {
+  const auto all = const_cast<Batch*>(this)->tensors();
+  return {all.begin(), all.end()};
+}
+
+Batch Batch::pinned() const {
+  Batch out = *this;
+  for (at::Tensor* tensor : out.tensors()) {
+    if (tensor->defined()) *tensor = tensor->pin_memory();
+  }
+  return out;
+}
+
 Batch Batch::to(c10::Device device, c10::ScalarType dtype) const {
   Batch out = *this;
-  if (!device.is_cpu()) {
-    for (at::Tensor* tensor : {&out.input.tokens, &out.input.segments, &out.input.positions,
-                               &out.input.pixels, &out.predicted, &out.targets}) {
-      if (tensor->defined()) *tensor = tensor->pin_memory().to(device, /*non_blocking=*/true);
-    }
+  for (at::Tensor* tensor : out.tensors()) {
+    if (tensor->defined()) *tensor = tensor->to(device, /*non_blocking=*/true);
   }
   if (out.input.pixels.defined()) out.input.pixels = out.input.pixels.to(dtype);
   return out;
+}
+
+void Batch::copy_into(Batch& out) const {
+  const auto from = tensors();
+  const auto to = out.tensors();
+  for (std::size_t i = 0; i < from.size(); ++i) {
+    if (from[i]->defined()) to[i]->copy_(*from[i], /*non_blocking=*/true);
+  }
+  out.count = count;
+  out.tokens = tokens;
 }
 
 std::unique_ptr<Batches> open_batches(std::shared_ptr<const Dataset> data,

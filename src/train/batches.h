@@ -20,6 +20,13 @@ struct Batch {
   std::int64_t count = 0;   ///< targets that are no filling
   std::int64_t tokens = 0;  ///< tokens read that are no padding; images: pictures
   Batch to(c10::Device device, c10::ScalarType dtype) const;
+  /// The same in memory from which a GPU copies without the processor.
+  Batch pinned() const;
+  /// Into the tensors of a batch of the same shapes, without waiting. Counts too.
+  void copy_into(Batch& out) const;
+
+  std::vector<at::Tensor*> tensors();
+  std::vector<const at::Tensor*> tensors() const;
 };
 
 /// Where passes come from. A training pass depends on (seed, step, part) alone, so that a run that

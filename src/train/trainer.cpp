@@ -2,9 +2,12 @@
 
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
+#include <c10/core/StreamGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <chrono>
 #include <cmath>
+#include <cstdlib>
 #include <future>
 
 #include "base/atomic_file.h"
@@ -12,6 +15,7 @@
 #include "base/interrupt.h"
 #include "base/progress.h"
 #include "base/version.h"
+#include "train/engine.h"
 #include "train/flops.h"
 #include "train/run_state.h"
 
@@ -42,6 +46,14 @@ nn::ModelConfig model_to_train(const Experiment& experiment) {
   return config;
 }
 
+void be_deterministic() {
+  at::globalContext().setDeterministicAlgorithms(true, false);
+  // Memory that nobody has written yet need not be the same: nothing reads it.
+  at::globalContext().setDeterministicFillUninitializedMemory(false);
+  // cuBLAS keeps to one order of sums only with workspaces of a size it is told.
+  setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*overwrite=*/0);
+}
+
 class Run {
  public:
   Run(const Experiment& experiment, std::shared_ptr<const Dataset> data, const RunOptions& options)
@@ -58,7 +70,12 @@ class Run {
     create_folder(options_.out);
     lock_.emplace(options_.out);
     const std::int64_t begin = prepare_folder();
-    if (options_.deterministic) at::globalContext().setDeterministicAlgorithms(true, false);
+    if (options_.deterministic) be_deterministic();
+    if (!options_.device.is_cpu()) {
+      // A stream of its own: what is recorded as a graph may not be on the default one.
+      stream_.reset_stream(c10::impl::VirtualGuardImpl(options_.device.type())
+                               .getStreamFromGlobalPool(options_.device));
+    }
     nn::Model::Options model;
     model.device = options_.device;
     model.dtype = dtype_;
@@ -70,6 +87,7 @@ class Run {
       model_->parameters().load(Checkpoint(experiment.base), options.threads);
     }
     optimizer_.emplace(model_->parameters(), settings_);
+    engine_.emplace(*model_, *optimizer_, settings_, options_.device, dtype_);
     if (begin > 0) {
       at_ = load_checkpoint(options_.out, begin, *model_, *optimizer_, options_.threads);
       message(fmt::format("goes on behind step {}", begin));
@@ -95,6 +113,7 @@ class Run {
       step(passes);
       const bool last = at_.step == settings_.steps;
       if (last || at_.step % settings_.log_every == 0) log(progress);
+      if (engine_->full()) read_losses();
       if (due(settings_.evaluate_every, last)) evaluate_now();
       if (interrupted() || due(settings_.checkpoint_every, last)) save();
       check_interrupted("a checkpoint is written; --resume goes on from there");
@@ -173,7 +192,8 @@ class Run {
     return std::async(std::launch::async, [this, step] {
       std::vector<Batch> passes;
       for (std::int64_t part = 0; part < settings_.accumulate; ++part) {
-        passes.push_back(batches_->training(step, part));
+        const Batch pass = batches_->training(step, part);
+        passes.push_back(options_.device.is_cpu() ? pass : pass.pinned());
       }
       return passes;
     });
@@ -186,39 +206,47 @@ class Run {
       at_.tokens += pass.tokens;
     }
     const double share = 1 / static_cast<double>(std::max<std::int64_t>(1, count));
-    at::Tensor total;
-    for (const Batch& made : passes) {
-      const Batch pass = made.to(options_.device, dtype_);
-      at::Tensor auxiliary;
-      const at::Tensor hidden = model_->hidden(pass.input, /*training=*/true, &auxiliary);
-      at::Tensor rows = config_.image ? hidden.select(1, 0) : hidden.flatten(0, 1);
-      if (pass.predicted.defined()) rows = rows.index_select(0, pass.predicted);
-      const at::Tensor loss = model_->loss_sum(rows, pass.targets) * share;
-      const at::Tensor whole =
-          auxiliary.defined() ? loss + auxiliary / static_cast<double>(passes.size()) : loss;
-      whole.backward();
-      optimizer_->collect();
-      total = total.defined() ? total + loss.detach() : loss.detach();
+    try {
+      for (const Batch& pass : passes) engine_->pass(pass, share);
+      engine_->step(learning_rate_at(settings_, at_.step));
+    } catch (const c10::OutOfMemoryError&) {
+      out_of_memory(passes.front());
     }
-    norms_.push_back(optimizer_->step(learning_rate_at(settings_, at_.step)));
-    losses_.push_back(total);
-    model_->after_step();
     ++at_.step;
+  }
+
+  /// Says what would have fitted. The step that did not is lost, the checkpoints are not.
+  [[noreturn]] void out_of_memory(const Batch& pass) {
+    const std::int64_t rows = engine_->rows_that_fit(pass);
+    const std::string place =
+        fmt::format("step {}: out of memory of {} with {} rows a pass", at_.step + 1,
+                    options_.device.str(), settings_.batch_size);
+    if (rows == 0) {
+      fail(ErrorCode::Io,
+           "{}; not even one row fits beside the model, its gradients and AdamW's "
+           "state: take a smaller model or a larger device",
+           place);
+    }
+    fail(ErrorCode::Io,
+         "{}; {} fit: --set batch_size={} --set accumulate={} makes steps of as many rows. {}",
+         place, rows, rows, (settings_.batch_size + rows - 1) / rows * settings_.accumulate,
+         last_checkpoint());
+  }
+
+  std::string last_checkpoint() const {
+    if (last_good_ == 0) return "There is no checkpoint yet";
+    return fmt::format("The last good checkpoint is {}",
+                       (options_.out / "checkpoints" / std::to_string(last_good_)).string());
   }
 
   /// Reads what the device has been computing since the last time; NaN stops the run here.
   void read_losses() {
-    if (losses_.empty()) return;
-    const at::Tensor losses = at::stack(losses_).to(at::kCPU, at::kDouble);
-    const at::Tensor norms = at::stack(norms_).to(at::kCPU, at::kDouble);
-    for (std::int64_t i = 0; i < losses.size(0); ++i) {
-      loss_ = losses.data_ptr<double>()[i];
-      norm_ = norms.data_ptr<double>()[i];
-      if (!(std::isfinite(loss_) && std::isfinite(norm_))) stop(first_unread_ + i);
+    for (const Engine::Result& result : engine_->read()) {
+      loss_ = result.loss;
+      norm_ = result.norm;
+      if (!(std::isfinite(loss_) && std::isfinite(norm_))) stop(first_unread_);
+      ++first_unread_;
     }
-    first_unread_ = at_.step;
-    losses_.clear();
-    norms_.clear();
   }
 
   [[noreturn]] void stop(std::int64_t step) {
@@ -233,10 +261,7 @@ class Run {
          step + 1, loss_, norm_,
          where.empty() ? "every layer's output is finite, so the gradient overflowed"
                        : "the first output that is not finite is that of " + where,
-         last_good_ > 0
-             ? fmt::format("The last good checkpoint is {}",
-                           (options_.out / "checkpoints" / std::to_string(last_good_)).string())
-             : std::string("There is no checkpoint yet"));
+         last_checkpoint());
   }
 
   void log(Progress& progress) {
@@ -279,6 +304,7 @@ class Run {
   }
 
   const RunOptions& options_;
+  c10::OptionalStreamGuard stream_;
   nn::ModelConfig config_;
   Settings settings_;
   Experiment experiment_;
@@ -288,12 +314,12 @@ class Run {
   std::optional<FolderLock> lock_;
   std::optional<nn::Model> model_;
   std::optional<Optimizer> optimizer_;
+  std::optional<Engine> engine_;
   std::optional<MetricsFile> metrics_;
   double flops_ = 0;
 
   Progressed at_;
   Clock::time_point started_;
-  std::vector<at::Tensor> losses_, norms_;  // not yet read from the device
   std::int64_t first_unread_ = 0, last_good_ = 0;
   double loss_ = 0, norm_ = 0;
   Json last_metrics_;

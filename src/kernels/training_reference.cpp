@@ -1,0 +1,103 @@
+#include "kernels/training_reference.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace subspace::kernels {
+
+RmsNormResult rms_norm_reference(const Reals& x, const Reals& delta, const Reals& bias,
+                                 const Reals& weight, double eps) {
+  const std::size_t width = weight.size(), rows = x.size() / width;
+  RmsNormResult out{x, Reals(x.size()), Reals(rows)};
+  for (std::size_t row = 0; row < rows; ++row) {
+    double squares = 0;
+    for (std::size_t i = 0; i < width; ++i) {
+      double& s = out.sum[row * width + i];
+      if (!delta.empty()) s += delta[row * width + i];
+      if (!bias.empty()) s += bias[i];
+      squares += s * s;
+    }
+    const double scale = 1 / std::sqrt(squares / static_cast<double>(width) + eps);
+    out.scale[row] = scale;
+    for (std::size_t i = 0; i < width; ++i) {
+      out.y[row * width + i] = scale * out.sum[row * width + i] * weight[i];
+    }
+  }
+  return out;
+}
+
+RmsNormGradResult rms_norm_grad_reference(const Reals& grad, const Reals& grad_sum, const Reals& s,
+                                          const Reals& weight, double eps) {
+  const std::size_t width = weight.size(), rows = s.size() / width;
+  const RmsNormResult forward = rms_norm_reference(s, {}, {}, weight, eps);
+  RmsNormGradResult out{Reals(s.size()), Reals(width), Reals(width)};
+  for (std::size_t row = 0; row < rows; ++row) {
+    const double scale = forward.scale[row];
+    for (std::size_t i = 0; i < width; ++i) {
+      // The whole Jacobian's row: dy_j/ds_i = w_j (scale [i = j] - scale^3 s_i s_j / width).
+      double sum = grad_sum.empty() ? 0 : grad_sum[row * width + i];
+      for (std::size_t j = 0; j < width; ++j) {
+        const double s_i = s[row * width + i], s_j = s[row * width + j];
+        const double slope =
+            (i == j ? scale : 0) - scale * scale * scale * s_i * s_j / static_cast<double>(width);
+        sum += grad[row * width + j] * weight[j] * slope;
+      }
+      out.grad_s[row * width + i] = sum;
+      out.bias[i] += sum;
+      out.weight[i] += grad[row * width + i] * scale * s[row * width + i];
+    }
+  }
+  return out;
+}
+
+Reals swiglu_reference(const Reals& up, const Reals& bias) {
+  const std::size_t width = bias.size() / 2, rows = up.size() / (2 * width);
+  Reals y(rows * width);
+  for (std::size_t row = 0; row < rows; ++row) {
+    for (std::size_t i = 0; i < width; ++i) {
+      const double a = up[row * 2 * width + i] + bias[i];
+      const double b = up[row * 2 * width + width + i] + bias[width + i];
+      y[row * width + i] = a / (1 + std::exp(-a)) * b;
+    }
+  }
+  return y;
+}
+
+SwigluGradResult swiglu_grad_reference(const Reals& grad, const Reals& up, const Reals& bias) {
+  const std::size_t width = bias.size() / 2, rows = up.size() / (2 * width);
+  SwigluGradResult out{Reals(up.size()), Reals(bias.size())};
+  for (std::size_t row = 0; row < rows; ++row) {
+    for (std::size_t i = 0; i < width; ++i) {
+      const std::size_t gate = row * 2 * width + i, value = gate + width;
+      const double a = up[gate] + bias[i], b = up[value] + bias[width + i];
+      const double e = std::exp(-a), g = grad[row * width + i];
+      out.up[gate] = g * b * (1 + e + a * e) / ((1 + e) * (1 + e));
+      out.up[value] = g * a / (1 + e);
+      out.bias[i] += out.up[gate];
+      out.bias[width + i] += out.up[value];
+    }
+  }
+  return out;
+}
+
+CrossEntropyResult cross_entropy_reference(const Reals& logits,
+                                           const std::vector<std::int64_t>& targets,
+                                           std::int64_t columns, std::int64_t stride,
+                                           double factor) {
+  CrossEntropyResult out{Reals(targets.size()), Reals(logits.size())};
+  for (std::size_t row = 0; row < targets.size(); ++row) {
+    if (targets[row] < 0) continue;
+    const double* x = logits.data() + row * static_cast<std::size_t>(stride);
+    double* gradient = out.gradient.data() + row * static_cast<std::size_t>(stride);
+    const double most = *std::max_element(x, x + columns);
+    double sum = 0;
+    for (std::int64_t c = 0; c < columns; ++c) sum += std::exp(x[c] - most);
+    out.loss[row] = most + std::log(sum) - x[targets[row]];
+    for (std::int64_t c = 0; c < columns; ++c) {
+      gradient[c] = factor * (std::exp(x[c] - most) / sum - (c == targets[row] ? 1 : 0));
+    }
+  }
+  return out;
+}
+
+}  // namespace subspace::kernels

@@ -1,0 +1,42 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace subspace::kernels {
+
+// The kernels of a training step in plain loops and double precision: what every fast version is
+// compared with. They share no code with those and allocate. Arrays are rows behind one another.
+
+using Reals = std::vector<double>;
+
+/// RmsNorm; delta and bias may be empty.
+struct RmsNormResult {
+  Reals sum, y, scale;
+};
+RmsNormResult rms_norm_reference(const Reals& x, const Reals& delta, const Reals& bias,
+                                 const Reals& weight, double eps);
+/// RmsNormGrad; grad_sum may be empty.
+struct RmsNormGradResult {
+  Reals grad_s, weight, bias;
+};
+RmsNormGradResult rms_norm_grad_reference(const Reals& grad, const Reals& grad_sum, const Reals& s,
+                                          const Reals& weight, double eps);
+
+/// Swiglu and SwigluGrad; bias [2 width].
+Reals swiglu_reference(const Reals& up, const Reals& bias);
+struct SwigluGradResult {
+  Reals up, bias;
+};
+SwigluGradResult swiglu_grad_reference(const Reals& grad, const Reals& up, const Reals& bias);
+
+/// CrossEntropy with `columns` classes in rows of `stride`.
+struct CrossEntropyResult {
+  Reals loss, gradient;
+};
+CrossEntropyResult cross_entropy_reference(const Reals& logits,
+                                           const std::vector<std::int64_t>& targets,
+                                           std::int64_t columns, std::int64_t stride,
+                                           double factor);
+
+}  // namespace subspace::kernels

@@ -1,0 +1,21 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "kernels/adamw.h"
+#include "kernels/cross_entropy.h"
+#include "kernels/rms_norm.h"
+#include "kernels/swiglu.h"
+
+namespace subspace::nn {
+
+/// The kernel of that name on the device of `where`, on its current stream or PyTorch's number of
+/// threads.
+void run(const at::Tensor& where, const kernels::Adamw& p);
+void run(const at::Tensor& where, const kernels::CrossEntropy& p);
+void run(const at::Tensor& where, const kernels::RmsNorm& p);
+void run(const at::Tensor& where, const kernels::RmsNormGrad& p);
+void run(const at::Tensor& where, const kernels::Swiglu& p);
+void run(const at::Tensor& where, const kernels::SwigluGrad& p);
+
+}  // namespace subspace::nn
