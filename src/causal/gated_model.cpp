@@ -173,9 +173,9 @@ void GatedModel::withhold(Projected& projected, const Matrix& matrix, const at::
   }
 }
 
-GatedModel::Written GatedModel::attend(std::int64_t index, const at::Tensor& x,
-                                       const at::Tensor& gates, const std::vector<EdgeGate>& edges,
-                                       const std::vector<Written>& written) const {
+at::Tensor GatedModel::attend(std::int64_t index, const at::Tensor& x, const at::Tensor& gates,
+                              const std::vector<EdgeGate>& edges,
+                              std::vector<Written>& written) const {
   const Layer& layer = layers_[static_cast<std::size_t>(index)];
   const at::Tensor read = layer.before(x);
   Projected q = project(layer.q, read), k = project(layer.k, read), v = project(layer.v, read);
