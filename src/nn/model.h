@@ -35,7 +35,7 @@ class Model {
     c10::ScalarType dtype = at::kFloat;
     std::uint64_t seed = 0;
     bool fill = true;  ///< false: parameters stay zero, for a model that is loaded next
-    std::optional<AdapterConfig> adapter;  ///< on a frozen model
+    std::optional<AdapterConfig> adapter = {};  ///< on a frozen model
   };
   Model(ModelConfig config, const Options& options);
   ~Model();
