@@ -18,6 +18,7 @@
 
 #include "base/random.h"
 #include "nn/fused.h"
+#include "nn/fused_attention.h"
 #include "train/engine.h"
 #include "train/flops.h"
 
@@ -30,7 +31,8 @@ namespace subspace {
 namespace {
 
 struct Arguments {
-  std::string config, device = "cuda", precision = "auto", fused = "gpu";
+  std::string config, device = "cuda", precision = "auto", fused = "gpu", attention = "fastest";
+  std::int64_t logits_mib = 0, cache_mib = 0;
   std::vector<std::string> sets;
   int steps = 50, warmup = 5, repeats = 3;
   bool eager = false, profile = false;
@@ -90,6 +92,14 @@ class Bench {
     nn::fuse(arguments.fused == "never"    ? nn::Fuse::never
              : arguments.fused == "always" ? nn::Fuse::always
                                            : nn::Fuse::on_gpu);
+    nn::set_attention_kernel(arguments.attention == "cudnn"   ? nn::AttentionKernel::cudnn
+                             : arguments.attention == "flash" ? nn::AttentionKernel::flash
+                                                              : nn::AttentionKernel::fastest);
+    if (arguments.logits_mib > 0) {
+      nn::set_logits_bytes(arguments.logits_mib << 20,
+                           (arguments.cache_mib > 0 ? arguments.cache_mib : arguments.logits_mib)
+                               << 20);
+    }
     dtype_ = arguments.precision == "float32" || device_.is_cpu() ? at::kFloat : at::kBFloat16;
     nn::Model::Options options;
     options.device = device_;
@@ -194,6 +204,10 @@ int main(int argc, char** argv) {
   app.add_option("--device", arguments.device);
   app.add_option("--precision", arguments.precision);
   app.add_option("--fused", arguments.fused)->check(CLI::IsMember({"never", "gpu", "always"}));
+  app.add_option("--attention", arguments.attention)
+      ->check(CLI::IsMember({"fastest", "cudnn", "flash"}));
+  app.add_option("--logits-mib", arguments.logits_mib, "of logits at a time; 0: as in training");
+  app.add_option("--cache-mib", arguments.cache_mib, "of them before their loss is taken");
   app.add_option("--steps", arguments.steps);
   app.add_option("--warmup", arguments.warmup);
   app.add_option("--repeats", arguments.repeats);

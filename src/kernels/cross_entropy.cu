@@ -7,7 +7,6 @@
 namespace subspace::kernels {
 namespace {
 
-constexpr int kThreads = 512;
 constexpr int kKept = 8;  // vectors of a row that a thread keeps in registers
 
 /// Largest logit so far and the sum of exponentials relative to it.
@@ -23,6 +22,7 @@ __device__ Softmax join(const Softmax& a, const Softmax& b) {
   return {most, a.sum * from_a + b.sum * from_b};
 }
 
+template <int kThreads>
 __device__ Softmax block_join(Softmax mine, Softmax* shared) {
 #pragma unroll
   for (int offset = 16; offset > 0; offset /= 2) {
@@ -74,7 +74,7 @@ __device__ uint4 gradient(const uint4& raw, int first, int columns, std::int64_t
 }
 
 /// A block a row. kWhole: all of the row is kept in registers between reading and writing.
-template <Element kElement, bool kWhole>
+template <Element kElement, bool kWhole, int kThreads>
 __global__ void __launch_bounds__(kThreads) one_row(CrossEntropy p) {
   constexpr int kValues = Vector<kElement>::kValues;
   __shared__ Softmax shared[32];
@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kThreads) one_row(CrossEntropy p) {
       mine = of_vector<kElement>(row[at], at * kValues, columns, mine);
     }
   }
-  mine = block_join(mine, shared);
+  mine = block_join<kThreads>(mine, shared);
   const float log_sum = mine.most + logf(mine.sum);
   if (threadIdx.x == 0) {
     float x = __int_as_float(0x7fc00000);
@@ -138,10 +138,15 @@ __global__ void __launch_bounds__(kThreads) one_row(CrossEntropy p) {
 template <Element kElement>
 void launch(const CrossEntropy& p, cudaStream_t stream) {
   const auto blocks = static_cast<unsigned>(p.rows);
-  if (p.stride / Vector<kElement>::kValues <= kKept * kThreads) {
-    one_row<kElement, true><<<blocks, kThreads, 0, stream>>>(p);
+  const std::int64_t vectors = p.stride / Vector<kElement>::kValues;
+  if (vectors <= kKept * 256) {
+    one_row<kElement, true, 256><<<blocks, 256, 0, stream>>>(p);
+  } else if (vectors <= kKept * 512) {
+    one_row<kElement, true, 512><<<blocks, 512, 0, stream>>>(p);
+  } else if (vectors <= kKept * 1024) {
+    one_row<kElement, true, 1024><<<blocks, 1024, 0, stream>>>(p);
   } else {
-    one_row<kElement, false><<<blocks, kThreads, 0, stream>>>(p);
+    one_row<kElement, false, 1024><<<blocks, 1024, 0, stream>>>(p);
   }
 }
 

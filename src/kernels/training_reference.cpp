@@ -80,6 +80,68 @@ SwigluGradResult swiglu_grad_reference(const Reals& grad, const Reals& up, const
   return out;
 }
 
+Reals turned_reference(const Reals& head, const Reals& cos, const Reals& sin, std::int64_t begin,
+                       bool interleaved, bool back) {
+  const std::size_t width = head.size(), half = cos.size(), first = static_cast<std::size_t>(begin);
+  // The whole matrix of the turn, row i the coordinate that comes out.
+  Reals matrix(width * width);
+  for (std::size_t i = 0; i < width; ++i) {
+    if (i < first || i >= first + 2 * half) matrix[i * width + i] = 1;
+  }
+  for (std::size_t i = 0; i < half; ++i) {
+    const std::size_t a = first + (interleaved ? 2 * i : i);
+    const std::size_t b = interleaved ? a + 1 : a + half;
+    matrix[(first + i) * width + a] = cos[i];
+    matrix[(first + i) * width + b] = -sin[i];
+    matrix[(first + half + i) * width + a] = sin[i];
+    matrix[(first + half + i) * width + b] = cos[i];
+  }
+  Reals out(width);
+  for (std::size_t i = 0; i < width; ++i) {
+    for (std::size_t j = 0; j < width; ++j) {
+      out[i] += (back ? matrix[j * width + i] : matrix[i * width + j]) * head[j];
+    }
+  }
+  return out;
+}
+
+AttentionResult attention_reference(const Reals& q, const Reals& k, const Reals& v,
+                                    const Reals& grad, std::int64_t length, double scale,
+                                    bool causal) {
+  const auto n = static_cast<std::size_t>(length);
+  const std::size_t width = q.size() / n;
+  AttentionResult r{Reals(n * n),    Reals(q.size()), Reals(n),       Reals(n * n),
+                    Reals(q.size()), Reals(q.size()), Reals(q.size())};
+  const auto dot = [width](const Reals& a, std::size_t i, const Reals& b, std::size_t j) {
+    double sum = 0;
+    for (std::size_t c = 0; c < width; ++c) sum += a[i * width + c] * b[j * width + c];
+    return sum;
+  };
+  for (std::size_t t = 0; t < n; ++t) {
+    const std::size_t seen = causal ? t + 1 : n;
+    double sum = 0;
+    for (std::size_t s = 0; s < seen; ++s) sum += std::exp(scale * dot(q, t, k, s));
+    r.lse[t] = std::log(sum);
+    for (std::size_t s = 0; s < seen; ++s) {
+      r.p[t * n + s] = std::exp(scale * dot(q, t, k, s) - r.lse[t]);
+      for (std::size_t c = 0; c < width; ++c) {
+        r.out[t * width + c] += r.p[t * n + s] * v[s * width + c];
+      }
+    }
+    const double shift = dot(grad, t, r.out, t);
+    for (std::size_t s = 0; s < seen; ++s) {
+      const double slope = r.p[t * n + s] * (dot(grad, t, v, s) - shift);
+      r.slope[t * n + s] = slope;
+      for (std::size_t c = 0; c < width; ++c) {
+        r.q[t * width + c] += scale * slope * k[s * width + c];
+        r.k[s * width + c] += scale * slope * q[t * width + c];
+        r.v[s * width + c] += r.p[t * n + s] * grad[t * width + c];
+      }
+    }
+  }
+  return r;
+}
+
 CrossEntropyResult cross_entropy_reference(const Reals& logits,
                                            const std::vector<std::int64_t>& targets,
                                            std::int64_t columns, std::int64_t stride,

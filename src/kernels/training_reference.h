@@ -30,6 +30,19 @@ struct SwigluGradResult {
 };
 SwigluGradResult swiglu_grad_reference(const Reals& grad, const Reals& up, const Reals& bias);
 
+/// A head of `width` coordinates turned as RotaryHeads says; cos, sin [dims / 2]. The transpose of
+/// the turn for gradients: `back`.
+Reals turned_reference(const Reals& head, const Reals& cos, const Reals& sin, std::int64_t begin,
+                       bool interleaved, bool back);
+
+/// One head of ShortAttention: q, k, v and grad [length, width]. p: the softmax, slope: dS.
+struct AttentionResult {
+  Reals p, out, lse, slope, q, k, v;
+};
+AttentionResult attention_reference(const Reals& q, const Reals& k, const Reals& v,
+                                    const Reals& grad, std::int64_t length, double scale,
+                                    bool causal);
+
 /// CrossEntropy with `columns` classes in rows of `stride`.
 struct CrossEntropyResult {
   Reals loss, gradient;

@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include "nn/fused_attention.h"
+
 namespace subspace::nn {
 
 // B batch, T tokens, H query heads, G key/value heads.
@@ -94,15 +96,27 @@ Attention::Heads Attention::latent_heads(const at::Tensor& x, const PassContext&
   return heads;
 }
 
-at::Tensor Attention::operator()(const at::Tensor& x, const PassContext& pass) const {
+/// z [B, T, H d_v].
+at::Tensor Attention::attend(const at::Tensor& x, const PassContext& pass) const {
+  if (attention_fits(config_, pass, x)) {
+    const at::Tensor down = down_(x);
+    if (!config_.is_mla()) return fused_attention(down, config_, pass.rotary);
+    const LatentWeights weights{q_norm_.weight, kv_norm_.weight, q_up_.weight, kv_up_.weight};
+    return fused_latent_attention(down, weights, config_, pass.rotary);
+  }
   const Heads heads = config_.is_mla() ? latent_heads(x, pass) : plain_heads(x, pass);
   std::optional<at::Tensor> mask;
   if (pass.mask.defined()) mask = pass.mask;
-  const at::Tensor z = at::scaled_dot_product_attention(
-      heads.q.transpose(1, 2), heads.k.transpose(1, 2), heads.v.transpose(1, 2), mask,
-      /*dropout_p=*/0.0, /*is_causal=*/config_.causal && !mask, config_.scale,
-      /*enable_gqa=*/config_.kv_heads != config_.heads);
-  return (*output_)(z.transpose(1, 2).flatten(2));
+  return at::scaled_dot_product_attention(
+             heads.q.transpose(1, 2), heads.k.transpose(1, 2), heads.v.transpose(1, 2), mask,
+             /*dropout_p=*/0.0, /*is_causal=*/config_.causal && !mask, config_.scale,
+             /*enable_gqa=*/config_.kv_heads != config_.heads)
+      .transpose(1, 2)
+      .flatten(2);
+}
+
+at::Tensor Attention::operator()(const at::Tensor& x, const PassContext& pass) const {
+  return (*output_)(chosen_rows(attend(x, pass), pass.rows));
 }
 
 }  // namespace subspace::nn

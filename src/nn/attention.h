@@ -10,6 +10,7 @@ struct PassContext {
   at::Tensor mask;     ///< bool [B, 1, T, T], true where a query (row) may see a key; or undefined
   bool training = false;
   at::Tensor auxiliary;  ///< sum of the layers' balance losses, undefined while there is none
+  at::Tensor rows;       ///< [P] of the [B T] vectors: a block gives these alone; undefined: all
 };
 
 /// The way back from the heads to the model's width, z [B, T, H d_v] -> [B, T, d].
@@ -38,7 +39,8 @@ class OutputProjection {
   at::Tensor down_, norm_;
 };
 
-/// Multi-head attention, x [B, T, d] -> [B, T, d]; x is what the block's norm gave.
+/// Multi-head attention, x [B, T, d] -> [B, T, d], or [1, P, d] of the rows that the pass asks for;
+/// x is what the block's norm gave.
 ///
 /// MHA, GQA, MQA: q, k and v from one product, heads rotated in the configured part.
 /// MLA (DeepSeek-V2, Liu et al. 2024): latents of queries and of keys and values, each with its
@@ -57,6 +59,7 @@ class Attention {
   at::Tensor operator()(const at::Tensor& x, const PassContext& pass) const;
 
  private:
+  at::Tensor attend(const at::Tensor& x, const PassContext& pass) const;
   struct Heads {
     at::Tensor q, k, v;  // [B, T, heads, width]
   };

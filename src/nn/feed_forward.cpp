@@ -88,6 +88,7 @@ void Block::operator()(Residual& stream, PassContext& pass) const {
   }
   const at::Tensor read = first_(stream);
   stream.delta = (*attention_)(read, pass);
+  stream.x = chosen_rows(stream.x, pass.rows);
   if (std::holds_alternative<std::monostate>(feed_forward_)) return;
   const at::Tensor normed = second_(stream);
   const auto* plain = std::get_if<FeedForward>(&feed_forward_);

@@ -74,7 +74,8 @@ class Block {
  public:
   Block(Parameters& parameters, const ModelConfig& config, std::int64_t index);
   at::Tensor operator()(const at::Tensor& x, PassContext& pass) const;
-  /// The same on a residual stream, whose last addition is left to the norm that comes next.
+  /// The same on a residual stream, whose last addition is left to the norm that comes next. If the
+  /// pass asks for rows, the stream goes on with those alone: [1, P, d].
   void operator()(Residual& stream, PassContext& pass) const;
   void after_step();
 

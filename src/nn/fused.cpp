@@ -5,6 +5,7 @@
 
 #include <atomic>
 
+#include "nn/gradient_sum.h"
 #include "nn/on_device.h"
 
 namespace subspace::nn {
@@ -15,67 +16,13 @@ using torch::autograd::Function;
 using torch::autograd::variable_list;
 
 std::atomic<Fuse> fuse_where = Fuse::on_gpu;
-std::atomic<std::int64_t> logits_bytes = std::int64_t{256} << 20;
-
-kernels::Element element_of(const at::Tensor& x) {
-  return x.scalar_type() == at::kFloat ? kernels::Element::f32 : kernels::Element::bf16;
-}
+std::atomic<std::int64_t> logits_bytes = std::int64_t{1} << 30, cached_bytes = logits_bytes.load();
 
 const void* data_or_null(const at::Tensor& x) { return x.defined() ? x.const_data_ptr() : nullptr; }
 
 /// As autograd's functions take an absent operand.
 std::optional<at::Tensor> if_there(const at::Tensor& x) {
   return x.defined() ? std::optional<at::Tensor>(x) : std::nullopt;
-}
-
-at::Tensor scratch(std::int64_t floats, const at::Tensor& like) {
-  return at::empty({floats}, like.options().dtype(at::kFloat));
-}
-
-/// Where the gradient of a parameter is summed: in its own float32 gradient, or in a tensor that
-/// goes to autograd.
-class GradientSum {
- public:
-  explicit GradientSum(const at::Tensor& parameter) : parameter_(parameter) {
-    if (!parameter.defined()) return;
-    const at::Tensor& own = parameter.grad();
-    own_ = own.defined() && own.scalar_type() == at::kFloat;
-    if (own_) sum_ = own;
-  }
-  /// Vectors: kernels add here.
-  float* add_here() {
-    if (!parameter_.defined()) return nullptr;
-    if (!sum_.defined()) sum_ = at::zeros_like(parameter_, parameter_.options().dtype(at::kFloat));
-    return sum_.mutable_data_ptr<float>();
-  }
-  /// += a^T b.
-  void add_product(const at::Tensor& a, const at::Tensor& b) {
-    if (!own_ && !sum_.defined()) {
-      sum_ = at::mm(a.t(), b);
-    } else if (a.is_cpu() || a.scalar_type() == at::kFloat) {
-      sum_.add_(at::mm(a.t(), b));
-    } else {
-      sum_.add_(at::mm(a.t(), b, at::kFloat));
-    }
-  }
-  /// What backward() returns for the parameter.
-  at::Tensor for_autograd() const {
-    if (own_ || !sum_.defined()) return {};
-    return sum_.to(parameter_.scalar_type());
-  }
-
- private:
-  at::Tensor parameter_, sum_;
-  bool own_ = false;
-};
-
-/// A parameter kept for backward as itself, so that its gradient is at hand.
-at::Tensor kept(AutogradContext* context, const char* name) {
-  const c10::IValue& value = context->saved_data.at(name);
-  return value.isNone() ? at::Tensor() : value.toTensor();
-}
-void keep(AutogradContext* context, const char* name, const at::Tensor& parameter) {
-  context->saved_data[name] = parameter.defined() ? c10::IValue(parameter) : c10::IValue();
 }
 
 struct LinearFunction : Function<LinearFunction> {
@@ -95,8 +42,6 @@ struct LinearFunction : Function<LinearFunction> {
     return {grad_x, sum.for_autograd()};
   }
 };
-
-std::int64_t rows_of(const at::Tensor& x) { return x.numel() / x.size(-1); }
 
 /// Rows of the last axis at one distance, whatever the axes before.
 bool rows_are_even(const at::Tensor& x) {
@@ -230,34 +175,45 @@ struct SwigluFunction : Function<SwigluFunction> {
   }
 };
 
+/// Rows a part: as many as fit, in parts of one size as far as possible.
+std::int64_t even_part(std::int64_t count, std::int64_t fitting) {
+  const std::int64_t most = std::max<std::int64_t>(256, fitting / 256 * 256);
+  const std::int64_t parts = std::max<std::int64_t>(1, (count + most - 1) / most);
+  return std::max<std::int64_t>(1, (count + parts - 1) / parts);
+}
+
 struct LossFunction : Function<LossFunction> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& rows,
                             const at::Tensor& weight, const at::Tensor& targets,
                             const at::Tensor& factor, std::int64_t classes) {
     const std::int64_t count = rows.size(0), padded = weight.size(0);
-    const std::int64_t fitting = logits_bytes / (padded * rows.element_size()) / 256 * 256;
-    const std::int64_t most = std::max<std::int64_t>(256, fitting);
-    // Parts of one size, as far as possible.
-    const std::int64_t parts = (count + most - 1) / most;
-    const std::int64_t each = (count + parts - 1) / parts;
+    const std::int64_t each = even_part(count, logits_bytes / (padded * rows.element_size()));
     at::Tensor losses = scratch(count, rows);
     at::Tensor grad_rows = at::empty(rows.sizes(), rows.options());
+    at::Tensor logits = at::empty({std::min(each, count), padded}, rows.options());
     GradientSum sum(weight);
     for (std::int64_t begin = 0; begin < count; begin += each) {
       const std::int64_t size = std::min(each, count - begin);
-      const at::Tensor part = rows.narrow(0, begin, size);
-      at::Tensor logits = at::mm(part, weight.t());
-      run(rows, kernels::CrossEntropy{.logits = logits.mutable_data_ptr(),
-                                      .targets = targets.const_data_ptr<std::int64_t>() + begin,
-                                      .factor = factor.const_data_ptr<float>(),
-                                      .loss = losses.mutable_data_ptr<float>() + begin,
-                                      .rows = size,
-                                      .columns = classes,
-                                      .stride = padded,
-                                      .element = element_of(rows)});
+      // Logits and their loss in steps that the cache holds, then products with all of the part.
+      const std::int64_t step = even_part(size, cached_bytes / (padded * rows.element_size()));
+      for (std::int64_t at = 0; at < size; at += step) {
+        const std::int64_t now = std::min(step, size - at);
+        at::Tensor some = logits.narrow(0, at, now);
+        at::mm_out(some, rows.narrow(0, begin + at, now), weight.t());
+        run(rows,
+            kernels::CrossEntropy{.logits = some.mutable_data_ptr(),
+                                  .targets = targets.const_data_ptr<std::int64_t>() + begin + at,
+                                  .factor = factor.const_data_ptr<float>(),
+                                  .loss = losses.mutable_data_ptr<float>() + begin + at,
+                                  .rows = now,
+                                  .columns = classes,
+                                  .stride = padded,
+                                  .element = element_of(rows)});
+      }
+      const at::Tensor gradient = logits.narrow(0, 0, size);
       at::Tensor grad_part = grad_rows.narrow(0, begin, size);
-      at::mm_out(grad_part, logits, weight);
-      sum.add_product(logits, part);
+      at::mm_out(grad_part, gradient, weight);
+      sum.add_product(gradient, rows.narrow(0, begin, size));
     }
     context->save_for_backward({grad_rows, sum.for_autograd()});
     return losses.sum() * factor;
@@ -281,7 +237,10 @@ bool fused(const at::Tensor& x) {
   return x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16;
 }
 
-void set_logits_bytes(std::int64_t bytes) { logits_bytes = bytes; }
+void set_logits_bytes(std::int64_t at_a_time, std::int64_t in_cache) {
+  logits_bytes = at_a_time;
+  cached_bytes = in_cache;
+}
 
 at::Tensor fused_linear(const at::Tensor& x, const at::Tensor& weight) {
   return LinearFunction::apply(x, weight);

@@ -41,7 +41,8 @@ at::Tensor fused_swiglu(const at::Tensor& up, const at::Tensor& bias);
 at::Tensor fused_loss(const at::Tensor& rows, const at::Tensor& weight, const at::Tensor& targets,
                       const at::Tensor& factor, std::int64_t classes);
 
-/// Bytes of logits that fused_loss has at a time, about; to be measured with.
-void set_logits_bytes(std::int64_t bytes);
+/// Bytes of logits that fused_loss has at a time, about, and of those that it makes before their
+/// loss is taken; to be measured with.
+void set_logits_bytes(std::int64_t at_a_time, std::int64_t in_cache);
 
 }  // namespace subspace::nn

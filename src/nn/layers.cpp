@@ -75,6 +75,10 @@ at::Tensor NormLayer::operator()(Residual& residual) const {
   return (*this)(residual.x);
 }
 
+at::Tensor chosen_rows(const at::Tensor& x, const at::Tensor& rows) {
+  return rows.defined() ? x.flatten(0, 1).index_select(0, rows).unsqueeze(0) : x;
+}
+
 at::Tensor Residual::sum() const {
   if (!delta.defined()) return x;
   return x + (bias.defined() ? delta + bias : delta);

@@ -43,6 +43,9 @@ struct Residual {
   at::Tensor sum() const;
 };
 
+/// Rows [1, P, d] of the vectors x [B, T, d] in order of `rows` [P]; x itself if that is undefined.
+at::Tensor chosen_rows(const at::Tensor& x, const at::Tensor& rows);
+
 /// RMSNorm  x / sqrt(mean(x^2) + eps) * w,  or LayerNorm  (x - mean) / sqrt(var + eps) * w + b,
 /// over the last axis.
 struct NormLayer {
@@ -70,6 +73,14 @@ class RotaryTable {
   RotaryTable at_positions(std::int64_t tokens, const at::Tensor& positions) const;
   /// x [B, T, heads, width] with its rotary part (columns begin .. begin + dims) turned.
   at::Tensor rotate(const at::Tensor& x) const;
+
+  Rotary::Layout layout() const { return layout_; }
+  std::int64_t begin() const { return begin_; }
+  std::int64_t dims() const { return dims_; }
+  /// [T, 1, dims / 2], or [B, T, 1, dims / 2] where positions were given.
+  const at::Tensor& cos() const { return cos_; }
+  const at::Tensor& sin() const { return sin_; }
+  bool of_positions() const { return cos_.defined() && cos_.dim() == 4; }
 
  private:
   Rotary::Layout layout_ = Rotary::Layout::none;

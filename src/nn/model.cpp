@@ -172,9 +172,26 @@ at::Tensor Model::embed(const Input& input) const {
 at::Tensor Model::hidden(const Input& input, bool training, at::Tensor* auxiliary) const {
   // Before the embedding, which may have no row for a position that is too far.
   PassContext pass = pass_for(input, config_.image ? config_.tokens() : input.tokens.size(1));
+  return through_blocks(input, {}, training, auxiliary, pass);
+}
+
+at::Tensor Model::hidden_rows(const Input& input, const at::Tensor& rows, bool training,
+                              at::Tensor* auxiliary) const {
+  PassContext pass = pass_for(input, config_.image ? config_.tokens() : input.tokens.size(1));
+  const bool early = rows.defined() && !config_.post_norm && !config_.is_moe(config_.layers - 1);
+  const at::Tensor hidden =
+      through_blocks(input, early ? rows : at::Tensor(), training, auxiliary, pass);
+  return (early ? hidden : chosen_rows(hidden, rows)).flatten(0, 1);
+}
+
+at::Tensor Model::through_blocks(const Input& input, const at::Tensor& rows, bool training,
+                                 at::Tensor* auxiliary, PassContext& pass) const {
   pass.training = training;
   Residual stream{embed(input), {}, {}};
-  for (const Block& block : blocks_) block(stream, pass);
+  for (const Block& block : blocks_) {
+    if (&block == &blocks_.back()) pass.rows = rows;
+    block(stream, pass);
+  }
   if (auxiliary != nullptr) *auxiliary = pass.auxiliary;
   return norm_.weight.defined() ? norm_(stream) : stream.sum();
 }

@@ -49,6 +49,10 @@ class Model {
   /// `auxiliary`. Throws InvalidShape for sequences longer than the model, images of another size.
   at::Tensor hidden(const Input& input, bool training = false,
                     at::Tensor* auxiliary = nullptr) const;
+  /// Rows [P, d] of them, in order of `rows` [P] (places in [B T]; undefined: all). The last block
+  /// computes only these behind its attention, unless it has experts, whose balance needs all.
+  at::Tensor hidden_rows(const Input& input, const at::Tensor& rows, bool training = false,
+                         at::Tensor* auxiliary = nullptr) const;
   /// [.., d] -> [.., vocabulary], or [.., labels] for images (of the class token's vector).
   at::Tensor logits(const at::Tensor& hidden) const;
   /// Sum over rows of -log p(target), in float32 at least; rows [N, d], targets [N] int64, -100:
@@ -69,6 +73,8 @@ class Model {
   struct Head;
 
   at::Tensor embed(const Input& input) const;
+  at::Tensor through_blocks(const Input& input, const at::Tensor& rows, bool training,
+                            at::Tensor* auxiliary, PassContext& pass) const;
   PassContext pass_for(const Input& input, std::int64_t tokens) const;
 
   ModelConfig config_;

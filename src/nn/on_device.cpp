@@ -35,6 +35,18 @@ void run(const at::Tensor& where, const kernels::RmsNorm& p) { SUBSPACE_ON_DEVIC
 void run(const at::Tensor& where, const kernels::RmsNormGrad& p) {
   SUBSPACE_ON_DEVICE(rms_norm_grad)
 }
+void run(const at::Tensor& where, const kernels::RotaryHeads& p) {
+  SUBSPACE_ON_DEVICE(rotary_heads)
+}
+void run(const at::Tensor& where, const kernels::RotaryHeadsGrad& p) {
+  SUBSPACE_ON_DEVICE(rotary_heads_grad)
+}
+void run(const at::Tensor& where, const kernels::ShortAttention& p) {
+  SUBSPACE_ON_DEVICE(short_attention)
+}
+void run(const at::Tensor& where, const kernels::ShortAttentionGrad& p) {
+  SUBSPACE_ON_DEVICE(short_attention_grad)
+}
 void run(const at::Tensor& where, const kernels::Swiglu& p) { SUBSPACE_ON_DEVICE(swiglu) }
 void run(const at::Tensor& where, const kernels::SwigluGrad& p) { SUBSPACE_ON_DEVICE(swiglu_grad) }
 

@@ -5,6 +5,8 @@
 #include "kernels/adamw.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/rms_norm.h"
+#include "kernels/rotary_heads.h"
+#include "kernels/short_attention.h"
 #include "kernels/swiglu.h"
 
 namespace subspace::nn {
@@ -15,6 +17,10 @@ void run(const at::Tensor& where, const kernels::Adamw& p);
 void run(const at::Tensor& where, const kernels::CrossEntropy& p);
 void run(const at::Tensor& where, const kernels::RmsNorm& p);
 void run(const at::Tensor& where, const kernels::RmsNormGrad& p);
+void run(const at::Tensor& where, const kernels::RotaryHeads& p);
+void run(const at::Tensor& where, const kernels::RotaryHeadsGrad& p);
+void run(const at::Tensor& where, const kernels::ShortAttention& p);
+void run(const at::Tensor& where, const kernels::ShortAttentionGrad& p);
 void run(const at::Tensor& where, const kernels::Swiglu& p);
 void run(const at::Tensor& where, const kernels::SwigluGrad& p);
 

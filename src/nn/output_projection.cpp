@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "nn/attention.h"
+#include "nn/fused.h"
 
 namespace subspace::nn {
 
@@ -33,7 +34,7 @@ OutputProjection::OutputProjection(Parameters& parameters, const AttentionConfig
 at::Tensor OutputProjection::latent(const at::Tensor& z) const {
   at::Tensor latent;
   if (groups_ == 1) {
-    latent = at::linear(z, down_);
+    latent = fused(z) ? fused_linear(z, down_) : at::linear(z, down_);
   } else {
     const at::Tensor by_group = z.unflatten(1, {groups_, -1}).transpose(0, 1);
     const at::Tensor weight = down_.unflatten(0, {groups_, rank_}).transpose(1, 2);
@@ -41,7 +42,10 @@ at::Tensor OutputProjection::latent(const at::Tensor& z) const {
   }
   if (kind_ == LatentNorm::none) return latent;
   const std::int64_t width[] = {rank_};
-  if (groups_ == 1) return at::rms_norm(latent, width, norm_, eps_);
+  if (groups_ == 1) {
+    if (fused(latent) && norm_fits(latent)) return fused_norm(latent, norm_, eps_);
+    return at::rms_norm(latent, width, norm_, eps_);
+  }
   const at::Tensor unit = at::rms_norm(latent.unflatten(1, {groups_, rank_}), width, {}, eps_);
   return unit.flatten(1) * norm_;
 }

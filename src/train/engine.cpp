@@ -70,9 +70,10 @@ void Engine::send(at::Tensor& to, double value) {
 
 void Engine::compute(const Batch& batch) {
   at::Tensor auxiliary;
-  const at::Tensor hidden = model_.hidden(batch.input, /*training=*/true, &auxiliary);
-  at::Tensor rows = model_.config().image ? hidden.select(1, 0) : hidden.flatten(0, 1);
-  if (batch.predicted.defined()) rows = rows.index_select(0, batch.predicted);
+  const at::Tensor rows =
+      model_.config().image
+          ? model_.hidden(batch.input, /*training=*/true, &auxiliary).select(1, 0)
+          : model_.hidden_rows(batch.input, batch.predicted, /*training=*/true, &auxiliary);
   const at::Tensor loss = model_.scaled_loss(rows, batch.targets, share_);
   const at::Tensor whole =
       auxiliary.defined() ? loss + auxiliary / static_cast<double>(settings_.accumulate) : loss;

@@ -24,9 +24,8 @@ Evaluation evaluate(const nn::Model& model, const Batches& batches, c10::Device 
     if (!made) break;
     const Batch batch = made->to(device, dtype);
     seen += image ? batch.input.pixels.size(0) : batch.input.tokens.size(0);
-    const at::Tensor hidden = model.hidden(batch.input);
-    at::Tensor vectors = image ? hidden.select(1, 0) : hidden.flatten(0, 1);
-    if (batch.predicted.defined()) vectors = vectors.index_select(0, batch.predicted);
+    const at::Tensor vectors = image ? model.hidden(batch.input).select(1, 0)
+                                     : model.hidden_rows(batch.input, batch.predicted);
     loss.add_(model.loss_sum(vectors, batch.targets));
     hits.add_((model.logits(vectors).argmax(-1) == batch.targets).sum());
     out.count += batch.count;
