@@ -136,7 +136,7 @@ TEST_P(Gated, GatesOfOneHeadAreTheAdapterOnThatHead) {
     alone[1].o.a[other].zero_();
   }
   std::vector<LayerChange> without_biases = changes_;
-  for (LayerChange& change : without_biases) change.q_bias = change.o_bias = {};
+  for (LayerChange& change : without_biases) change.q_bias = change.o_bias = at::Tensor();
   const GatedModel plain(folder_, without_biases, at::kDouble, 1);
   at::Tensor gates = plain.gates(0);
   gates[1][static_cast<std::int64_t>(Term::q)][2] = 1;

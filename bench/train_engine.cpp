@@ -2,7 +2,7 @@
 // model's: tokens a second, model FLOP use, memory. bench/train_step.py puts the baselines beside
 // it.
 //
-//   bench/train_step CONFIG [--set name=value]... [--device cuda] [--steps N] [--no-graphs]
+//   bench/train_engine [CONFIG] [--set name=value]... [--device cuda] [--steps N] [--no-graphs]
 //     [--profile]  one step more between cudaProfilerStart and Stop, launch by launch
 //
 // Prints one JSON object.
@@ -31,7 +31,8 @@ namespace subspace {
 namespace {
 
 struct Arguments {
-  std::string config, device = "cuda", precision = "auto", fused = "gpu", attention = "fastest";
+  std::string config = "configs/tiny-encoder-mla-o.json", device = "auto", precision = "auto",
+              fused = "gpu", attention = "fastest";
   std::int64_t logits_mib = 0, cache_mib = 0;
   std::vector<std::string> sets;
   int steps = 50, warmup = 5, repeats = 3;
@@ -80,7 +81,9 @@ class Bench {
  public:
   explicit Bench(const Arguments& arguments)
       : arguments_(arguments),
-        device_(arguments.device),
+        device_(arguments.device != "auto" ? arguments.device
+                : at::hasCUDA()            ? "cuda"
+                                           : "cpu"),
         experiment_(train::read_experiment(arguments.config, arguments.sets)),
         config_(nn::read_model_config(experiment_.model, arguments.config)),
         settings_(train::read_settings(experiment_.train, arguments.config)) {
@@ -199,7 +202,7 @@ class Bench {
 int main(int argc, char** argv) {
   subspace::Arguments arguments;
   CLI::App app("Steps of training: tokens a second.");
-  app.add_option("config", arguments.config)->required();
+  app.add_option("config", arguments.config);
   app.add_option("--set", arguments.sets)->allow_extra_args(false);
   app.add_option("--device", arguments.device);
   app.add_option("--precision", arguments.precision);

@@ -1,0 +1,96 @@
+// Models on the kernels' CPU twins give what they give on PyTorch's operators.
+
+#include "nn/fused.h"
+
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include "nn/tiny_models.h"
+
+namespace subspace::nn {
+namespace {
+
+constexpr const char* kLatent =
+    R"("q_lora_rank": 16, "kv_lora_rank": 8, "qk_rope_head_dim": 8, "v_head_dim": 16,
+       "hidden_size": 32, "intermediate_size": 24)";
+
+std::vector<testing::Variant> sizes_that_fit() {
+  const auto with = [](const std::string& more) {
+    return std::string("{") + kLatent + ", " + more + "}";
+  };
+  return {
+      {"mha", "subspace_encoder",
+       R"({"hidden_size": 32, "intermediate_size": 24, "head_dim": 8, "mlp_bias": true})"},
+      {"llama", "llama", R"({"hidden_size": 32, "head_dim": 16, "attention_bias": true})"},
+      {"own_keys", "subspace_encoder",
+       with(R"("qk_nope_head_dim": 8, "qk_rope_keys": "per_head", "o_lora_rank": 16,
+               "mlp_bias": true, "tie_word_embeddings": true)")},
+      {"shared_key", "subspace_decoder",
+       with(R"("qk_nope_head_dim": 8, "o_lora_rank": 16, "o_latent_norm": "rms")")},
+      {"halves", "subspace_decoder",
+       with(R"("qk_nope_head_dim": 8, "rope_interleave": false, "o_lora_rank": 16)")},
+  };
+}
+
+/// Restores the usual whatever happens.
+struct Fusing {
+  explicit Fusing(Fuse where) { fuse(where); }
+  ~Fusing() { fuse(Fuse::on_gpu); }
+};
+
+struct Found {
+  double loss = 0;
+  std::vector<at::Tensor> gradients;
+};
+
+/// Of the trainer's loss on some rows; gradients are added to `before` where that is not zero.
+Found step(const testing::Variant& variant, Fuse where, double before, bool all_rows) {
+  const Fusing fusing(where);
+  Model::Options options;
+  options.seed = 3;
+  const Model model(read_model_config(variant.config(), variant.name), options);
+  if (before != 0) {
+    for (const Parameter& parameter : model.parameters().all()) {
+      at::Tensor value = parameter.value;
+      value.mutable_grad() = at::full_like(value, before);
+    }
+  }
+  Input input;
+  input.tokens = at::arange(27).mul(5).remainder(21).view({3, 9});
+  const at::Tensor rows = all_rows ? at::Tensor() : at::tensor({2, 3, 11, 17, 26, 0}, at::kLong);
+  const at::Tensor targets = all_rows ? at::arange(27).mul(11).remainder(21)
+                                      : at::tensor({4, 0, 20, 7, 9, -100}, at::kLong);
+  const at::Tensor loss = model.scaled_loss(model.hidden_rows(input, rows, true), targets,
+                                            at::full({}, 0.25, at::kFloat));
+  loss.backward();
+  Found found;
+  found.loss = loss.item<double>();
+  for (const Parameter& parameter : model.parameters().all()) {
+    found.gradients.push_back(parameter.value.grad());
+  }
+  return found;
+}
+
+class Fused : public ::testing::TestWithParam<testing::Variant> {};
+
+TEST_P(Fused, EqualsTheOperators) {
+  for (const bool all_rows : {false, true}) {
+    const Found plain = step(GetParam(), Fuse::never, 0, all_rows);
+    for (const double before : {0.0, 1.0}) {
+      const Found fused = step(GetParam(), Fuse::always, before, all_rows);
+      EXPECT_FALSE(!(std::abs(fused.loss - plain.loss) <= 2e-6 * plain.loss));
+      ASSERT_EQ(fused.gradients.size(), plain.gradients.size());
+      for (std::size_t i = 0; i < plain.gradients.size(); ++i) {
+        const at::Tensor difference = fused.gradients[i] - before - plain.gradients[i];
+        const double size = plain.gradients[i].norm().item<double>() + before;
+        EXPECT_FALSE(!(difference.norm().item<double>() <= 1e-5 * size)) << i << " of " << size;
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Variants, Fused, ::testing::ValuesIn(sizes_that_fit()),
+                         [](const auto& info) { return info.param.name; });
+
+}  // namespace
+}  // namespace subspace::nn
