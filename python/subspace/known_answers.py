@@ -73,7 +73,8 @@ def analyse(out, seed, task, name, threads):
     if not (adapter / "lora" / "compose.json").exists():
         run(*common, "lora", "compose", *given, "--offsets", f"0:{len(OFFSETS)}", "--between", "0-1")
     if not (adapter / "lora" / "causal.json").exists():
-        run(*common, "lora", "causal", *given, "--data", task_folder(out, task), "--edges", "all")
+        run(*common, "lora", "causal", *given, "--data", task_folder(out, task), "--edges", "all",
+            "--dtype", "float32", "--batch-size", 64, "--batches", 6, "--orders", 4)
     read = lambda file: json.loads((adapter / "lora" / file).read_text())
     return read("compose.json"), read("causal.json")
 
