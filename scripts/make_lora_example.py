@@ -37,14 +37,23 @@ def read_rows(path):
 
 
 def batches(rows, tokenizer, size, generator=None):
-    order = range(len(rows)) if generator is None else torch.randperm(len(rows), generator=generator)
-    for begin in range(0, len(rows), size):
-        chosen = [rows[int(i)] for i in list(order)[begin : begin + size]]
-        tokens = tokenizer(
-            [sentence for sentence, _ in chosen], padding=True, truncation=True,
-            max_length=LONGEST, return_tensors="pt",
-        )
-        yield tokens, torch.tensor([label for _, label in chosen])
+    """Batches of sentences of like length, which saves padding; with a generator in random order."""
+    order = list(range(len(rows)))
+    if generator is not None:
+        order = torch.randperm(len(rows), generator=generator).tolist()
+    pool = 32 * size
+    for begin in range(0, len(rows), pool):
+        here = sorted(order[begin : begin + pool], key=lambda i: len(rows[i][0]))
+        starts = list(range(0, len(here), size))
+        if generator is not None:
+            starts = [starts[i] for i in torch.randperm(len(starts), generator=generator)]
+        for start in starts:
+            chosen = [rows[i] for i in here[start : start + size]]
+            tokens = tokenizer(
+                [sentence for sentence, _ in chosen], padding=True, truncation=True,
+                max_length=LONGEST, return_tensors="pt",
+            )
+            yield tokens, torch.tensor([label for _, label in chosen])
 
 
 @torch.no_grad()
@@ -94,7 +103,7 @@ def train(model, rows, tokenizer, arguments):
             optimizer.zero_grad()
             mean = value if mean is None else 0.95 * mean + 0.05 * value
             step += 1
-            if step % 50 == 0:
+            if step % 25 == 0:
                 print(f"step {step} of {arguments.steps}: loss {mean:.4f}", flush=True)
             if step == arguments.steps:
                 break

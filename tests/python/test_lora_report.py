@@ -1,0 +1,171 @@
+"""The page about adapters in headless Chromium: every figure with its numbers, its CSV twin, both
+themes, several adapters, and results that are not complete or not what they should be."""
+
+import csv
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from fake_lora_run import make_lora_run
+from test_report import (  # noqa: F401 (fixtures)
+    CHROMIUM, DRIVER, browser, folder, open_page, readout, traces, wait,
+)
+
+PROGRAM = os.environ.get("SUBSPACE_PROGRAM", "build/release/bin/subspace")
+pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no Chromium with its chromedriver")
+
+FIGURES = ["fig-size", "fig-terms", "fig-split", "fig-features", "fig-spectrum", "fig-intruders",
+           "fig-rope", "fig-wiring", "fig-graph", "fig-scores", "fig-causal", "fig-shapley",
+           "fig-tokens"]
+
+
+def report(out, *runs):
+    return subprocess.run([PROGRAM, "lora", "report", *map(str, runs), "--out", str(out)],
+                          capture_output=True, text=True)
+
+
+def written(out, *runs):
+    done = report(out, *runs)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def one(folder):  # noqa: F811
+    result = make_lora_run(folder / "one")
+    return result, written(folder / "one.html", folder / "one")
+
+
+@pytest.fixture
+def page(browser, one):  # noqa: F811
+    yield open_page(browser, one[1])
+    assert [entry for entry in browser.get_log("browser") if entry["level"] != "INFO"] == []
+
+
+def figures(driver):
+    return [node.get_attribute("id") for node in driver.find_elements("css selector", ".figure")]
+
+
+def saved(driver, folder, figure):  # noqa: F811
+    """The rows of the CSV that the figure's button saves."""
+    downloads = folder / "downloads"
+    before = set(downloads.glob("*.csv")) if downloads.exists() else set()
+    driver.execute_script(f"document.querySelector('#{figure} [data-export=csv]').click()")
+    for _ in range(200):
+        new = set(downloads.glob("*.csv")) - before if downloads.exists() else set()
+        if new:
+            with open(new.pop()) as file:
+                return list(csv.reader(file))
+        wait(driver, "return true")
+        import time
+
+        time.sleep(0.05)
+    raise AssertionError(f"{figure}: no CSV")
+
+
+def test_thirteen_figures_each_with_words_and_numbers(page, folder, one):  # noqa: F811
+    assert figures(page) == FIGURES
+    assert page.execute_script("return performance.getEntriesByType('resource').length") == 0
+    assert not page.find_elements("css selector", ".failure")
+    for name in FIGURES:
+        captions = page.find_elements("css selector", f"#{name} .caption p")
+        assert len(captions) == 2 and all(len(text.text) > 100 for text in captions)
+        rows = saved(page, folder, name)
+        assert len(rows) > 1 and len({len(row) for row in rows}) == 1, name
+
+
+def test_sizes_are_those_of_the_file(page, folder, one):  # noqa: F811
+    result, _ = one
+    drawn = {trace["name"] or i: trace for i, trace in enumerate(traces(page, "fig-size"))}
+    for circuit, trace in zip(["QK", "VO"], drawn.values()):
+        for entry in result["heads"]:
+            if entry["circuit"] == circuit:
+                assert trace["z"][entry["head"]][entry["layer"]] == entry["rel_fro"]
+    rows = saved(page, folder, "fig-terms")[1:]
+    shares = {}
+    for layer, head, circuit, _, _, share, _ in rows:
+        shares.setdefault((layer, head, circuit), []).append(float(share))
+    assert len(shares) == len(result["heads"])
+    assert all(abs(sum(values) - 1) < 1e-12 for values in shares.values())
+
+
+def test_the_page_opens_on_the_head_that_changed_most(page, one):
+    most = max(one[0]["heads"], key=lambda entry: entry["rel_fro"])
+    assert f"Layer {most['layer']}, head {most['head']}" in readout(page, "fig-size")
+    bar = {name: page.find_element("css selector", f".bar [name={name}]").get_attribute("value")
+           for name in ("layer", "head", "circuit")}
+    assert bar == {"layer": str(most["layer"]), "head": str(most["head"]),
+                   "circuit": most["circuit"]}
+
+
+def test_a_click_moves_all_figures(page):
+    page.execute_script("""
+        const plot = document.querySelector('#fig-size .plot');
+        plot.emit('plotly_click', {points: [{x: 1, y: 3, curveNumber: 0}]});""")
+    wait(page, "return document.querySelector('#fig-spectrum .readout').textContent.startsWith("
+               "'QK, layer 1, head 3')")
+
+
+def test_names_from_files_are_text(page):
+    assert "<b>q0" in page.execute_script(
+        "return document.querySelector('#fig-tokens svg').textContent")
+    assert "an <invented> adapter" in page.find_element("id", "facts").text
+
+
+def test_dark(page):
+    page.execute_script("document.querySelector('[name=theme]').click()")
+    wait(page, "return document.documentElement.dataset.theme === 'dark'")
+    colour = page.execute_script(
+        "return document.querySelector('#fig-size .plot')._fullLayout.paper_bgcolor")
+    assert colour == "#14171a"
+
+
+def test_adapters_are_compared(browser, folder):  # noqa: F811
+    for seed, name in enumerate(["a", "b"]):
+        make_lora_run(folder / name, seed=seed + 5, rotary=False)
+    driver = open_page(browser, written(folder / "two.html", folder / "a", folder / "b"))
+    assert figures(driver)[-1] == "fig-compare"
+    assert "fig-rope" not in figures(driver)
+    assert len(driver.find_elements("css selector", ".summary .of")) == 2
+    driver.execute_script("const f = document.querySelector('.bar [name=run]');"
+                          "f.value = '1'; f.dispatchEvent(new Event('change'))")
+    wait(driver, "return document.querySelector('#fig-size').dataset.drawn > 1")
+    assert [entry for entry in browser.get_log("browser") if entry["level"] != "INFO"] == []
+
+
+def test_heads_alone_are_enough(browser, folder):  # noqa: F811
+    make_lora_run(folder / "heads", complete=False)
+    (folder / "heads" / "heads.safetensors").unlink()
+    driver = open_page(browser, written(folder / "heads.html", folder / "heads"))
+    assert figures(driver) == FIGURES[:7]
+    missing = driver.find_element("css selector", "#facts .absent").text
+    assert "lora compose" in missing and "lora causal" in missing
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda result: result.pop("heads"), ["no list 'heads'"]),
+        (lambda result: result["heads"].clear(), ["'heads' is empty"]),
+        (lambda result: result["heads"][3].pop("circuit"), ["heads[3]", "circuit"]),
+        (lambda result: result["heads"][2].update(rel_fro="big"), ["heads[2]", "rel_fro", "big"]),
+        (lambda result: result["heads"][1].update(layer=-1), ["heads[1]", "layer"]),
+    ],
+)
+def test_damaged_results_are_named(change, words, tmp_path):
+    result = make_lora_run(tmp_path / "run", layers=1, heads=3, complete=False)
+    change(result)
+    (tmp_path / "run" / "heads.json").write_text(json.dumps(result))
+    done = report(tmp_path / "page.html", tmp_path / "run")
+    assert done.returncode == 1 and not (tmp_path / "page.html").exists()
+    for word in ["heads.json", *words]:
+        assert word in done.stderr
+
+
+def test_a_folder_without_results_says_what_makes_them(tmp_path):
+    done = report(tmp_path / "page.html", tmp_path)
+    assert done.returncode == 1 and "lora heads" in done.stderr
+    assert Path(PROGRAM).exists()
