@@ -7,9 +7,6 @@
 #include <bit>
 #include <cmath>
 #include <limits>
-#include <mutex>
-
-#include "lora/frames.h"
 
 namespace subspace {
 namespace {
@@ -41,39 +38,55 @@ Cores cores_of(const Side& side, const at::Tensor& base, std::int64_t heads) {
 
 at::Tensor product_of(const at::Tensor& x, const at::Tensor& y) { return at::bmm(x.mT(), y); }
 
-/// One side of some heads, cut into what lies in the base's span and what does not, with the Gram
-/// matrices of its parts as vectors (Offsets::vectors).
-struct Parts {
-  at::Tensor base, delta, whole, delta_in, delta_out;  // [h, f, k]
-  at::Tensor in_in, out_out;                      // of delta_in with itself, delta_out likewise
-  at::Tensor whole_in, whole_all;                 // of base + delta_in; of base + delta
-  at::Tensor base_base, base_delta, whole_delta;  // base^T delta; whole^T delta
+at::Tensor plus(const at::Tensor& a, const at::Tensor& b) {
+  return !a.defined() ? b : !b.defined() ? a : a + b;
+}
 
-  Parts(const Cores& cores, const Offsets& window, bool left) {
+/// Gram matrices, as vectors (Offsets::vectors), of what a side has within the base's span or
+/// outside of it. Undefined: zero.
+struct Half {
+  at::Tensor base, delta, whole;  ///< X_0, dX, X' with themselves
+  at::Tensor crossed;             ///< dX^T X_0 on the left, Y'^T dY on the right
+};
+
+/// One side of some heads, cut by the base's span.
+struct Parts {
+  at::Tensor base, whole, delta;  // [h, f, k]
+  Half in, out, all;
+
+  Parts(const Cores& cores, const Offsets& window, bool left) : left_(left), window_(window) {
     base = cores.pieces[0];
     delta = at::zeros_like(base);
     for (std::size_t p = 1; p < cores.pieces.size(); ++p) delta = delta + cores.pieces[p];
     whole = base + delta;
     const at::Tensor mask = cores.base.unsqueeze(2);
-    delta_in = delta * mask;
-    delta_out = delta - delta_in;
-    const auto gram = [&](const at::Tensor& x, const at::Tensor& y) {
-      return window.vectors(product_of(x, y));
-    };
-    base_base = gram(base, base);
-    in_in = gram(delta_in, delta_in);
-    out_out = gram(delta_out, delta_out);
-    const at::Tensor inside = base + delta_in;
-    whole_in = gram(inside, inside);
-    whole_all = whole_in + out_out;
-    // The base has nothing outside of its span.
-    if (left) {
-      base_delta = gram(delta_in, base);
-    } else {
-      base_delta = gram(inside, delta_in);
-      whole_delta = base_delta + out_out;
+    const at::Tensor base_in = base * mask, delta_in = delta * mask;
+    in = half(base_in, delta_in);
+    out = half(base - base_in, delta - delta_in);
+    all = {plus(in.base, out.base), plus(in.delta, out.delta), plus(in.whole, out.whole),
+           plus(in.crossed, out.crossed)};
+    for (at::Tensor* part : {&all.base, &all.crossed}) {
+      if (!part->defined()) *part = at::zeros_like(all.whole);
     }
   }
+
+ private:
+  at::Tensor gram(const at::Tensor& x, const at::Tensor& y) const {
+    return window_.vectors(product_of(x, y));
+  }
+
+  Half half(const at::Tensor& b, const at::Tensor& d) const {
+    // Usually the base has nothing outside; only where M has less rank than its factors.
+    if (!b.any().item<bool>()) {
+      const at::Tensor own = gram(d, d);
+      return {{}, own, own, left_ ? at::Tensor{} : own};
+    }
+    const at::Tensor w = b + d;
+    return {gram(b, b), gram(d, d), gram(w, w), left_ ? gram(d, b) : gram(w, d)};
+  }
+
+  bool left_;
+  const Offsets& window_;
 };
 
 double epsilon() { return std::numeric_limits<double>::epsilon(); }
@@ -104,25 +117,34 @@ class HeadChunk {
   }
 
  private:
-  static at::Tensor dot(const at::Tensor& x, const at::Tensor& y) { return (x * y).sum(-1); }
+  /// <x, y turned, mean over the window>; undefined is zero.
+  at::Tensor dot(const at::Tensor& x, const at::Tensor& y) const {
+    if (!x.defined() || !y.defined()) return at::zeros({heads_}, left_.base.options());
+    return (x * y).sum(-1);
+  }
+
+  Half turned(const Half& half) const {
+    const auto turn = [&](const at::Tensor& v) {
+      return v.defined() ? window_.mean_rotated(v) : v;
+    };
+    return {turn(half.base), turn(half.delta), turn(half.whole), turn(half.crossed)};
+  }
 
   /// |dM|^2 in four parts that are orthogonal; dM = dX Y'^T + X dY^T.
   void sizes() {
-    const auto turned = [&](const at::Tensor& v) { return window_.mean_rotated(v); };
-    const at::Tensor whole_in = turned(y_.whole_in), out_out = turned(y_.out_out);
-    const at::Tensor in_in = dot(x_.in_in, whole_in) +
-                             2 * dot(x_.base_delta, turned(y_.base_delta)) +
-                             dot(x_.base_base, turned(y_.in_in));
-    out_.split = at::stack(
-        {in_in, dot(x_.out_out, whole_in), dot(x_.whole_in, out_out), dot(x_.out_out, out_out)}, 1);
-    const at::Tensor whole_all = whole_in + out_out;
-    const auto fraction = [](const at::Tensor& in, const at::Tensor& out) {
-      return in / (in + out);
+    const Half in = turned(y_.in), out = turned(y_.out);
+    const auto part = [&](const Half& x, const Half& y) {
+      return dot(x.delta, y.whole) + 2 * dot(x.crossed, y.crossed) + dot(x.base, y.delta);
     };
-    out_.align =
-        at::stack({fraction(dot(x_.in_in, whole_all), dot(x_.out_out, whole_all)),
-                   fraction(dot(x_.whole_all, turned(y_.in_in)), dot(x_.whole_all, out_out))},
-                  1);
+    out_.split =
+        at::stack({part(x_.in, in), part(x_.out, in), part(x_.in, out), part(x_.out, out)}, 1);
+    const at::Tensor whole = plus(in.whole, out.whole);
+    const auto fraction = [](const at::Tensor& inside, const at::Tensor& outside) {
+      return inside / (inside + outside);
+    };
+    out_.align = at::stack({fraction(dot(x_.in.delta, whole), dot(x_.out.delta, whole)),
+                            fraction(dot(x_.all.whole, in.delta), dot(x_.all.whole, out.delta))},
+                           1);
   }
 
   /// [h, pieces^2, k^2] of one side.
@@ -172,17 +194,18 @@ class HeadChunk {
                                  .reshape({heads_, -1, nl * nr, nl * nr});
     const at::Tensor terms =
         at::matmul(at::matmul(member, pairs), member.t()).diagonal(0, 2, 3).transpose(1, 2);
-    const at::Tensor delta = window_.by_frequency(x_.in_in + x_.out_out, y_.whole_all) +
-                             2 * window_.by_frequency(x_.base_delta, y_.whole_delta) +
-                             window_.by_frequency(x_.base_base, y_.in_in + y_.out_out);
+    const at::Tensor delta = window_.by_frequency(x_.all.delta, y_.all.whole) +
+                             2 * window_.by_frequency(x_.all.crossed, y_.all.crossed) +
+                             window_.by_frequency(x_.all.base, y_.all.delta);
     out_.frequency = at::cat({terms, delta.unsqueeze(1)}, 1);
   }
 
   void at_offsets() {
-    const at::Tensor base = curve_.at_each(x_.base_base, y_.base_base);
-    const at::Tensor delta = curve_.at_each(x_.in_in + x_.out_out, y_.whole_all) +
-                             2 * curve_.at_each(x_.base_delta, y_.whole_delta) +
-                             curve_.at_each(x_.base_base, y_.in_in + y_.out_out);
+    const at::Tensor base =
+        curve_.at_each(x_.all.base, window_.vectors(product_of(y_.base, y_.base)));
+    const at::Tensor delta = curve_.at_each(x_.all.delta, y_.all.whole) +
+                             2 * curve_.at_each(x_.all.crossed, y_.all.crossed) +
+                             curve_.at_each(x_.all.base, y_.all.delta);
     out_.curve = at::stack({base, delta.clamp_min(0)}, 2);
   }
 
@@ -192,7 +215,8 @@ class HeadChunk {
     // Formed anew, because YaRN's factor is in these.
     const at::Tensor base = formed(cores.left, /*base_only=*/true), whole = formed(cores.left);
     const auto [u, s, vh] = svd(at::bmm(base, y_.base.mT()));
-    const auto [u1, s1, vh1] = svd(at::bmm(whole, y_.whole.mT()));
+    const auto [u1, s1, vh1] =
+        unchanged() ? std::tuple{u, s, vh} : svd(at::bmm(whole, y_.whole.mT()));
     const std::int64_t kept = std::min(k, s.size(1));
     out_.values_base = s.narrow(1, 0, kept);
     out_.values_adapted = s1.narrow(1, 0, kept);
@@ -208,6 +232,8 @@ class HeadChunk {
     out_.intruder_sub = at::stack({left_sub, right_sub}, 1);
     of_delta(cores, base);
   }
+
+  bool unchanged() const { return !x_.delta.any().item<bool>() && !y_.delta.any().item<bool>(); }
 
   /// Leading vectors of M' that no single vector of M is near, and that its span is not near.
   std::pair<at::Tensor, at::Tensor> intruders(const at::Tensor& before,
@@ -353,10 +379,17 @@ void set_null(Angles& angles, std::int64_t rank, std::int64_t base, std::int64_t
 
 }  // namespace
 
-CircuitMetrics circuit_metrics(const Circuit& circuit, const MetricOptions& options) {
+Frames framed_circuit(const Circuit& circuit, const MetricOptions& options) {
   const bool reads_both = circuit.kind != Circuit::Kind::vo;
-  const Frames frames =
-      frames_of(circuit, options.weight, reads_both ? options.weight : at::Tensor{});
+  return frames_of(circuit, options.weight, reads_both ? options.weight : at::Tensor{});
+}
+
+CircuitMetrics circuit_metrics(const Circuit& circuit, const MetricOptions& options) {
+  return circuit_metrics(circuit, framed_circuit(circuit, options), options);
+}
+
+CircuitMetrics circuit_metrics(const Circuit& circuit, const Frames& frames,
+                               const MetricOptions& options) {
   const bool rotary = circuit.rotary.layout != Rotary::Layout::none;
   const std::int64_t heads = circuit.heads, k = circuit.left.width;
   const std::vector<Term> terms = terms_of(circuit);
@@ -400,7 +433,9 @@ CircuitMetrics circuit_metrics(const Circuit& circuit, const MetricOptions& opti
       std::min({delta_factors(still).width(), 2 * k, circuit.left.rows, circuit.right.rows});
   if (options.eigenvalues && circuit.left.rows == circuit.right.rows) {
     const Turned matrices = turned(circuit);
-    out.eigen = at::stack({eigen_ratio(matrices.base), eigen_ratio(matrices.adapted)}, 1);
+    const at::Tensor base = eigen_ratio(matrices.base);
+    const bool same = at::equal(matrices.base, matrices.adapted);
+    out.eigen = at::stack({base, same ? base : eigen_ratio(matrices.adapted)}, 1);
   }
   return out;
 }

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "lora/frames.h"
 #include "lora/offsets.h"
 #include "lora/terms.h"
 
@@ -70,5 +71,10 @@ struct CircuitMetrics {
 /// three SVDs of f x f or less, two eigenvalue problems k x k.
 /// Throws what frames_of throws.
 CircuitMetrics circuit_metrics(const Circuit& circuit, const MetricOptions& options);
+/// The same with frames that are needed for more than this.
+CircuitMetrics circuit_metrics(const Circuit& circuit, const Frames& frames,
+                               const MetricOptions& options);
+/// The frames of a circuit, sides that read weighted as the options say.
+Frames framed_circuit(const Circuit& circuit, const MetricOptions& options);
 
 }  // namespace subspace

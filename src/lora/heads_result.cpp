@@ -164,7 +164,8 @@ class HeadEntries {
           {"side", angles.read ? "read" : "write"},
           {"cosines", Rows(angles.cosines).list(head)},
           {"kernel", number(Rows(angles.kernel).at(head))},
-          {"kernel_null", {number(angles.null_mean), number(angles.null_deviation)}}};
+          {"kernel_null",
+           {{"mean", number(angles.null_mean)}, {"deviation", number(angles.null_deviation)}}}};
     }
   }
 
@@ -231,7 +232,9 @@ class HeadEntries {
 void columns_of(const std::string& name, const Json& value,
                 std::vector<std::pair<std::string, std::string>>& out) {
   if (value.is_object()) {
-    for (const auto& [key, part] : value.items()) columns_of(name + ":" + key, part, out);
+    for (const auto& [key, part] : value.items()) {
+      if (key != "cosines") columns_of(name + ":" + key, part, out);
+    }
   } else if (value.is_array() && value.size() <= 3 && !value.empty() && !value[0].is_array() &&
              !value[0].is_string()) {
     static const char* const kinds[] = {"base", "adapted", "delta"};

@@ -1,0 +1,296 @@
+#include "lora/heads_run.h"
+
+#include <ATen/ATen.h>
+#include <torch/headeronly/version.h>
+
+#include <array>
+#include <chrono>
+#include <future>
+
+#include "base/atomic_file.h"
+#include "base/error.h"
+#include "base/interrupt.h"
+#include "base/progress.h"
+#include "base/version.h"
+#include "lora/frames.h"
+
+namespace subspace {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+struct Loaded {
+  AttentionLayer layer;
+  LayerChange change;
+};
+
+std::future<Loaded> start_loading(const HeadsSource& source, std::int64_t layer) {
+  return std::async(std::launch::async, [&source, layer] {
+    return Loaded{source.load(layer), source.change(layer)};
+  });
+}
+
+/// Calls work(loaded) for every layer in turn, with the next one on its way.
+template <typename Work>
+void for_each_layer(const HeadsSource& source, const HeadsOptions& options, Work work) {
+  Progress progress("layer", static_cast<std::int64_t>(options.layers.size()));
+  std::future<Loaded> next;
+  if (!options.layers.empty()) next = start_loading(source, options.layers.front());
+  for (std::size_t i = 0; i < options.layers.size(); ++i) {
+    check_interrupted("nothing is written before the last layer is done");
+    const auto begun = Clock::now();
+    const Loaded loaded = next.get();
+    if (i + 1 < options.layers.size()) next = start_loading(source, options.layers[i + 1]);
+    work(loaded);
+    progress.step(
+        fmt::format("layer {}: {}", options.layers[i], format_seconds(seconds_since(begun))));
+  }
+  check_interrupted("nothing is written before the last layer is done");
+}
+
+void to_device(const at::Device& device, const std::vector<at::Tensor*>& tensors) {
+  for (at::Tensor* tensor : tensors) {
+    if (tensor->defined()) *tensor = tensor->to(device);
+  }
+}
+
+AttentionLayer moved(AttentionLayer layer, const at::Device& device) {
+  to_device(device, {&layer.q, &layer.q_rope, &layer.k, &layer.v, &layer.o, &layer.qa, &layer.kva,
+                     &layer.kpe, &layer.ob, &layer.q_bias, &layer.k_bias, &layer.v_bias,
+                     &layer.o_bias, &layer.qa_bias, &layer.kva_bias, &layer.kpe_bias});
+  for (Norm* norm :
+       {&layer.input, &layer.q_latent, &layer.kv_latent, &layer.q_head, &layer.k_head}) {
+    to_device(device, {&norm->weight, &norm->bias});
+  }
+  return layer;
+}
+
+LayerChange moved(LayerChange change, const at::Device& device) {
+  for (MatrixChange* matrix : {&change.q, &change.q_rope, &change.k, &change.v, &change.o,
+                               &change.qa, &change.kva, &change.kpe, &change.ob}) {
+    to_device(device, {&matrix->a, &matrix->b, &matrix->gain, &matrix->full});
+  }
+  to_device(device, {&change.q_bias, &change.k_bias, &change.v_bias, &change.o_bias,
+                     &change.qa_bias, &change.kva_bias, &change.kpe_bias});
+  for (std::optional<Norm>* norm :
+       {&change.input, &change.q_latent, &change.kv_latent, &change.q_head, &change.k_head}) {
+    if (*norm) to_device(device, {&(*norm)->weight, &(*norm)->bias});
+  }
+  return change;
+}
+
+/// Models whose attention output goes through a norm before it joins the residual stream.
+bool has_post_norm(const std::string& model_type) {
+  static constexpr std::array kTypes = {"gemma2", "gemma3", "gemma3_text",
+                                        "olmo2",  "olmo3",  "glm4"};
+  return std::find(kTypes.begin(), kTypes.end(), model_type) != kTypes.end();
+}
+
+std::vector<std::string> approximations(const AttentionLayer& layer, const LayerChange& change,
+                                        const std::string& model_type,
+                                        const HeadsOptions& options) {
+  std::vector<std::string> flags;
+  const auto flag = [&](bool is, const char* name) {
+    if (is) flags.emplace_back(name);
+  };
+  flag(layer.q_head.kind != Norm::Kind::none || layer.k_head.kind != Norm::Kind::none,
+       "QK:qk_norm");
+  flag(layer.is_mla() && (change.qa.defined() || change.kva.defined()), "mla_rms");
+  flag(has_post_norm(model_type), "VO:post_norm");
+  flag(options.second_moment.empty(), "data_unweighted");
+  bool dora = false;
+  for (const MatrixChange* matrix : {&change.q, &change.q_rope, &change.k, &change.v, &change.o,
+                                     &change.qa, &change.kva, &change.kpe, &change.ob}) {
+    dora |= matrix->gain.defined();
+  }
+  flag(dora, "dora");
+  flag(change.input.has_value() && !options.fold_norm, "norm_not_folded");
+  flag(layer.values_share_key && layer.rotary.layout != Rotary::Layout::none, "VO:values_rotated");
+  flag((layer.is_mla() || layer.qa.defined()) &&
+           (layer.qa_bias.defined() || layer.kva_bias.defined() || layer.kpe_bias.defined()),
+       "latent_biases");
+  return flags;
+}
+
+std::string range_text(const std::vector<std::int64_t>& offsets) {
+  if (offsets.size() == 1) return std::to_string(offsets[0]);
+  return fmt::format("mean of {} offsets, {} to {}", offsets.size(), offsets.front(),
+                     offsets.back());
+}
+
+Json options_json(const HeadsOptions& options) {
+  return {{"fold_norm", options.fold_norm},
+          {"window", options.window},
+          {"curve", options.curve},
+          {"second_moment", options.second_moment.empty()
+                                ? Json(nullptr)
+                                : Json(options.second_moment.filename().string())}};
+}
+
+Json start_file(const char* format, const HeadsSource& source, const HeadsOptions& options) {
+  Json json = Json::object();
+  json["format"] = format;
+  json["version"] = 1;
+  json["program"] = {{"version", version()}, {"commit", git_commit()}, {"torch", TORCH_VERSION}};
+  json["model"] = source.model;
+  json["options"] = options_json(options);
+  return json;
+}
+
+at::Tensor weight_of(const AttentionLayer& layer, const HeadsOptions& options) {
+  if (options.second_moment.empty()) return {};
+  const std::int64_t width = layer.kva.defined() ? layer.kva.size(0) : layer.v.size(1);
+  return second_moment_factor(options.second_moment, layer.index, width);
+}
+
+MetricOptions metric_options(const HeadsOptions& options) {
+  MetricOptions out;
+  out.window = options.window;
+  out.curve = options.curve;
+  return out;
+}
+
+bool has_biases(const AttentionLayer& layer, const LayerChange& change) {
+  return !layer.is_mla() && !layer.qa.defined() &&
+         (layer.q_bias.defined() || layer.k_bias.defined() || layer.v_bias.defined() ||
+          change.q_bias.defined() || change.k_bias.defined() || change.v_bias.defined());
+}
+
+}  // namespace
+
+LayerResult layer_heads(const AttentionLayer& given, const LayerChange& given_change,
+                        const std::string& model_type, const HeadsOptions& options) {
+  const at::Tensor weight = weight_of(given, options);
+  const bool gpu = !options.device.is_cpu();
+  const AttentionLayer layer = gpu ? moved(given, options.device) : given;
+  const LayerChange change = gpu ? moved(given_change, options.device) : given_change;
+  LayerResult result;
+  result.layer = layer.index;
+  result.offset_mode = range_text(options.window);
+  result.curve = options.curve;
+  result.approx = approximations(layer, change, model_type, options);
+  MetricOptions metrics = metric_options(options);
+  if (weight.defined()) metrics.weight = weight.to(options.device);
+  CircuitOptions how;
+  how.fold_norm = options.fold_norm;
+  for (const Circuit& circuit : circuits(layer, change, how)) {
+    const Frames frames = framed_circuit(circuit, metrics);
+    result.circuits.push_back(
+        {circuit_metrics(circuit, frames, metrics), shared_bases(circuit, frames)});
+  }
+  if (has_biases(layer, change)) {
+    how.homogeneous = true;
+    result.bias = bias_metrics(circuits(layer, change, how));
+  }
+  return result;
+}
+
+Json run_lora_heads(const HeadsSource& source, const HeadsOptions& options) {
+  create_folder(options.out);
+  const auto start = Clock::now();
+  Json json = start_file("subspace-lora-heads", source, options);
+  Json layers = Json::array(), heads = Json::array(), seconds = Json::array();
+  std::vector<LayerResult> results;
+  for_each_layer(source, options, [&](const Loaded& loaded) {
+    const auto begun = Clock::now();
+    LayerResult result = layer_heads(loaded.layer, loaded.change, source.model_type, options);
+    layers.push_back(shared_json(result));
+    for (Json& entry : heads_json(result)) heads.push_back(std::move(entry));
+    seconds.push_back(seconds_since(begun));
+    if (options.on_layer) options.on_layer(result);
+    results.push_back(std::move(result));
+  });
+  json["times"] = {{"total_seconds", seconds_since(start)}, {"layer_seconds", std::move(seconds)}};
+  json["layers"] = std::move(layers);
+  json["heads"] = std::move(heads);
+  write_head_values(options.out / "heads.safetensors", results);
+  write_file_atomically(options.out / "heads.csv", heads_csv(json.at("heads")));
+  write_file_atomically(options.out / "heads.json", json.dump() + "\n");
+  return json;
+}
+
+namespace {
+
+/// One head of rope.json.
+Json rope_entry(const CircuitMetrics& m, std::int64_t layer, std::int64_t head) {
+  const auto ratio = [](double a, double b) {
+    return b > 0 && std::isfinite(a / b) ? Json(a / b) : Json(nullptr);
+  };
+  Json entry = {{"layer", layer}, {"head", head}, {"circuit", m.circuit}};
+  Json sizes = Json::array();
+  const at::Tensor curve = m.curve[head];
+  for (std::int64_t j = 0; j < curve.size(0); ++j) {
+    sizes.push_back(
+        ratio(std::sqrt(curve[j][1].item<double>()), std::sqrt(curve[j][0].item<double>())));
+  }
+  entry["rel_fro"] = std::move(sizes);
+  std::vector<std::string> names = m.terms;
+  names.push_back("delta");
+  for (std::size_t t = 0; t < names.size(); ++t) {
+    const at::Tensor energies = m.frequency[head][static_cast<std::int64_t>(t)];
+    const double whole = energies.sum().item<double>();
+    Json shares = Json::array();
+    for (std::int64_t f = 0; f < energies.size(0); ++f) {
+      shares.push_back(ratio(energies[f].item<double>(), whole));
+    }
+    entry["freq_share"][names[t]] = std::move(shares);
+  }
+  return entry;
+}
+
+std::string rope_csv(const Json& json) {
+  std::string text = "layer,head,circuit,offset,rel_fro\n";
+  const Json& offsets = json.at("offsets");
+  for (const Json& head : json.at("heads")) {
+    for (std::size_t j = 0; j < offsets.size(); ++j) {
+      const Json& value = head.at("rel_fro")[j];
+      text += fmt::format("{},{},{},{},{}\n", head.at("layer").get<std::int64_t>(),
+                          head.at("head").get<std::int64_t>(),
+                          head.at("circuit").get<std::string>(), offsets[j].get<std::int64_t>(),
+                          value.is_null() ? "" : fmt::format("{:.9g}", value.get<double>()));
+    }
+  }
+  return text;
+}
+
+}  // namespace
+
+Json run_lora_rope(const HeadsSource& source, const HeadsOptions& options) {
+  create_folder(options.out);
+  Json json = start_file("subspace-lora-rope", source, options);
+  json["offsets"] = options.curve;
+  Json heads = Json::array(), frequencies = Json::object();
+  MetricOptions metrics = metric_options(options);
+  metrics.spectra = metrics.eigenvalues = false;
+  metrics.frequencies = true;
+  for_each_layer(source, options, [&](const Loaded& loaded) {
+    const AttentionLayer layer = moved(loaded.layer, options.device);
+    const LayerChange change = moved(loaded.change, options.device);
+    const at::Tensor weight = weight_of(loaded.layer, options);
+    if (weight.defined()) metrics.weight = weight.to(options.device);
+    for (const Circuit& circuit : circuits(layer, change, {.fold_norm = options.fold_norm})) {
+      if (circuit.rotary.layout == Rotary::Layout::none) continue;
+      const CircuitMetrics m = circuit_metrics(circuit, framed_circuit(circuit, metrics), metrics);
+      frequencies[std::to_string(layer.index)] = circuit.rotary.frequencies;
+      for (std::int64_t head = 0; head < circuit.heads; ++head) {
+        heads.push_back(rope_entry(m, layer.index, head));
+      }
+    }
+  });
+  if (heads.empty()) {
+    fail(ErrorCode::InvalidValue,
+         "no layer has a rotary position embedding, so nothing depends on an offset; lora heads "
+         "has all there is");
+  }
+  json["frequencies"] = std::move(frequencies);
+  json["heads"] = std::move(heads);
+  write_file_atomically(options.out / "rope.csv", rope_csv(json));
+  write_file_atomically(options.out / "rope.json", json.dump() + "\n");
+  return json;
+}
+
+}  // namespace subspace

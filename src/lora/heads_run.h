@@ -1,0 +1,58 @@
+#pragma once
+
+#include <c10/core/Device.h>
+
+#include <filesystem>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "base/json.h"
+#include "lora/heads_result.h"
+
+namespace subspace {
+
+/// A base model and an adapter on it, a layer at a time. Both are called from a thread of their
+/// own, one layer ahead of the work.
+struct HeadsSource {
+  std::function<AttentionLayer(std::int64_t layer)> load;
+  std::function<LayerChange(std::int64_t layer)> change;
+  std::string model_type;
+  Json model;  ///< what the files say of both under "model"
+};
+
+struct HeadsOptions {
+  std::filesystem::path out;
+  std::vector<std::int64_t> layers;
+  /// Frobenius quantities of rotary circuits are averaged over these, and listed at those.
+  std::vector<std::int64_t> window = {0}, curve = {};
+  bool fold_norm = false;
+  /// safetensors file with `layers.<L>.second_moment` [d, d], float32 or float64: S = E[x^T x] of
+  /// what the projections read; empty: all directions count alike.
+  std::filesystem::path second_moment;
+  at::Device device = at::kCPU;
+  /// Called with each finished layer.
+  std::function<void(const LayerResult&)> on_layer;
+};
+
+/// Everything of one layer: what `lora heads` writes of it.
+LayerResult layer_heads(const AttentionLayer& layer, const LayerChange& change,
+                        const std::string& model_type, const HeadsOptions& options);
+
+/// `subspace lora heads`: heads.json, heads.csv and heads.safetensors in the folder, each whole or
+/// not at all, written when the last layer is done. The next layer is read while one is computed.
+/// Returns heads.json's contents. Throws NotFound / InvalidShape / NotFinite as reading and
+/// circuit_metrics do, Interrupted between layers.
+Json run_lora_heads(const HeadsSource& source, const HeadsOptions& options);
+
+/// `subspace lora rope`: rope.json and rope.csv, the relative size of dM over the curve's offsets
+/// for each head, and how base, terms and dM spread over the rotary frequencies. Throws
+/// InvalidValue for a model without rotary circuits.
+Json run_lora_rope(const HeadsSource& source, const HeadsOptions& options);
+
+/// Reads S of a layer and returns a factor C, C^T C = S. Throws NotFound, InvalidShape, Unsupported
+/// (dtype), NotFinite, InvalidValue (not symmetric).
+at::Tensor second_moment_factor(const std::filesystem::path& file, std::int64_t layer,
+                                std::int64_t width);
+
+}  // namespace subspace
