@@ -7,6 +7,12 @@
 #include "train/trainer.h"
 
 namespace subspace::train {
+namespace {
+
+/// Logits of a whole pass of a decoder would take tens of gigabytes.
+constexpr std::int64_t kRowsOfLogits = 4096;
+
+}  // namespace
 
 Evaluation evaluate(const nn::Model& model, const Batches& batches, c10::Device device,
                     std::int64_t rows) {
@@ -26,8 +32,13 @@ Evaluation evaluate(const nn::Model& model, const Batches& batches, c10::Device 
     seen += image ? batch.input.pixels.size(0) : batch.input.tokens.size(0);
     const at::Tensor vectors = image ? model.hidden(batch.input).select(1, 0)
                                      : model.hidden_rows(batch.input, batch.predicted);
-    loss.add_(model.loss_sum(vectors, batch.targets));
-    hits.add_((model.logits(vectors).argmax(-1) == batch.targets).sum());
+    for (std::int64_t begin = 0; begin < vectors.size(0); begin += kRowsOfLogits) {
+      const std::int64_t size = std::min(kRowsOfLogits, vectors.size(0) - begin);
+      const at::Tensor part = vectors.narrow(0, begin, size);
+      const at::Tensor targets = batch.targets.narrow(0, begin, size);
+      loss.add_(model.loss_sum(part, targets));
+      hits.add_((model.logits(part).argmax(-1) == targets).sum());
+    }
     out.count += batch.count;
   }
   if (out.count == 0) {
