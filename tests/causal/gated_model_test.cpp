@@ -22,7 +22,7 @@ class Gated : public ::testing::TestWithParam<const char*> {
     at::manual_seed(11);
     std::random_device seed;
     folder_ = std::filesystem::temp_directory_path() / ("subspace_gated_" + std::to_string(seed()));
-    make({});
+    make(Json::object());
   }
   void TearDown() override { remove_tree(folder_); }
 
