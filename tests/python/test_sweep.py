@@ -1,0 +1,120 @@
+"""Sweeps as their users meet them: one table, the same numbers after a stop, refusals."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from oracle.program import run
+from safetensors.torch import load_file
+from test_training import DECODER, prepare
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return prepare(tmp_path_factory.mktemp("sweep") / "text", "decoder")
+
+
+def write(folder, **more):
+    model = dict(DECODER, num_hidden_layers=3)
+    model["train"] = dict(DECODER["train"], steps=6, batch_size=8, evaluate_every=0)
+    (folder / "model.json").write_text(json.dumps(model))
+    sweep = dict(config="model.json", grid={"o_lora_rank": [4, 6]}, seeds=[0, 1], alignment=True)
+    (folder / "sweep.json").write_text(json.dumps(dict(sweep, **more)))
+    return folder / "sweep.json"
+
+
+def table(out):
+    with (out / "table.csv").open() as file:
+        return {row["arm"]: row for row in csv.DictReader(file)}
+
+
+def overlaps(run_folder, rank):
+    """Alignment from the saved tensors alone, through singular vectors instead of Gram matrices."""
+    tensors = {k: v.double() for k, v in load_file(run_folder / "model.safetensors").items()}
+    spaces = []
+    for layer in range(3):
+        base = f"model.layers.{layer}.self_attn."
+        whole = tensors[base + "o_b_proj.weight"] @ tensors[base + "o_a_proj.weight"]  # [d, H d_v]
+        spaces.append(torch.linalg.svd(whole)[0][:, :rank])
+    embedding = torch.linalg.svd(tensors["model.embed_tokens.weight"], full_matrices=False)[2]
+    embedding = embedding[:rank].T
+
+    def overlap(a, b):
+        return float((a.T @ b).square().sum() / rank)
+
+    pairs = [overlap(spaces[i], spaces[j]) for i in range(3) for j in range(i + 1, 3)]
+    return np.mean(pairs), np.mean([overlap(space, embedding) for space in spaces])
+
+
+def test_a_sweep_trains_all_and_goes_on(program, data, tmp_path):
+    out = tmp_path / "out"
+    arguments = ("sweep", write(tmp_path), "--data", data, "--out", out, "--threads", "1")
+    done = run(program, *arguments)
+    assert done.returncode == 0, done.stderr
+    rows = table(out)
+    assert list(rows) == ["o_lora_rank 4", "o_lora_rank 6"]
+    first = json.loads((out / "sweep.json").read_text())
+    assert len(first["runs"]) == 4
+    for arm in first["arms"]:
+        losses = [
+            r["numbers"]["held_out_loss"] for r in first["runs"] if r["arm"] == arm["arm"]
+        ]
+        found = arm["numbers"]["held_out_loss"]
+        assert found["mean"] == pytest.approx(np.mean(losses), rel=1e-12)
+        assert found["half_width_95"] == pytest.approx(
+            12.7062 * np.std(losses, ddof=1) / np.sqrt(2), rel=1e-4
+        )
+    numbers = first["runs"][0]["numbers"]
+    layers, embedding = overlaps(out / "runs" / "o_lora_rank_4_seed_0", numbers["output_rank"])
+    assert numbers["overlap_of_layers"] == pytest.approx(layers, rel=1e-9)
+    assert numbers["overlap_with_embedding"] == pytest.approx(embedding, rel=1e-9)
+    assert numbers["overlap_by_chance"] == numbers["output_rank"] / 16
+
+    # One run is lost and another stands half way: the same command makes both whole again.
+    shutil.rmtree(out / "runs" / "o_lora_rank_6_seed_1")
+    (out / "runs" / "o_lora_rank_4_seed_1" / "result.json").unlink()
+    assert run(program, *arguments).returncode == 0
+    again = json.loads((out / "sweep.json").read_text())
+    for a, b in zip(first["runs"], again["runs"]):
+        assert a["numbers"]["held_out_loss"] == b["numbers"]["held_out_loss"]
+
+
+def test_finished_runs_of_other_settings_are_refused(program, data, tmp_path):
+    out = tmp_path / "out"
+    file = write(tmp_path, grid={}, seeds=[0])
+    assert run(program, "sweep", file, "--data", data, "--out", out).returncode == 0
+    write(tmp_path, grid={}, seeds=[0], set={"steps": 7})
+    done = run(program, "sweep", file, "--data", data, "--out", out)
+    assert done.returncode == 1 and "other settings" in done.stderr
+
+
+def test_data_is_asked_for(program, tmp_path):
+    done = run(program, "sweep", write(tmp_path), "--out", tmp_path / "out")
+    assert done.returncode == 2 and "--data" in done.stderr
+
+
+def test_times_of_layers_need_no_data(program, tmp_path):
+    file = write(tmp_path, measure="layer_time", alignment=False, seeds=[0])
+    done = run(program, "--json", "sweep", file, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    for row in json.loads(done.stdout)["runs"]:
+        numbers = row["numbers"]
+        assert 0 < numbers["milliseconds_low"] <= numbers["milliseconds"]
+        assert numbers["passes"] >= 5
+
+
+def test_shipped_sweeps_can_be_read(program, tmp_path):
+    """Every shipped file is a plan whose configurations are accepted: with no data to train on,
+    or with times alone."""
+    from pathlib import Path
+
+    sweeps = sorted((Path(__file__).resolve().parents[2] / "configs" / "sweeps").glob("*.json"))
+    assert len(sweeps) >= 5
+    for file in sweeps:
+        if json.loads(file.read_text()).get("measure") == "layer_time":
+            continue
+        done = run(program, "sweep", file, "--out", tmp_path / file.stem)
+        assert done.returncode == 2 and "--data" in done.stderr, done.stderr
