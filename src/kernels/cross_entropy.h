@@ -19,8 +19,7 @@ namespace subspace::kernels {
 ///
 /// logits are of `element`; stride is a multiple of kCrossEntropyVector, logits at a multiple of 16
 /// bytes. Sums are float32. A target at or above `columns` makes its row's loss NaN. Reads and
-/// writes each logit once (rows of up to 128 KiB; longer ones are read once more, mostly from the
-/// cache).
+/// writes each logit once (rows that shared memory holds, some 200 KB; longer ones are read twice).
 struct CrossEntropy {
   void* logits = nullptr;
   const std::int64_t* targets = nullptr;

@@ -37,17 +37,28 @@ struct Shape {
         scale(c.scale),
         eps(c.latent_eps) {}
 
-  void keep(AutogradContext* context) const {
-    context->saved_data["shape"] = std::vector<std::int64_t>{
-        heads, width, own_keys, value, begin, dims, interleaved, causal, q_rank, kv_rank};
-    context->saved_data["reals"] = std::vector<double>{scale, eps};
-  }
   explicit Shape(AutogradContext* context) {
-    const auto n = context->saved_data.at("shape").toIntVector();
-    const auto x = context->saved_data.at("reals").toDoubleVector();
-    heads = n[0], width = n[1], own_keys = n[2], value = n[3], begin = n[4], dims = n[5];
-    interleaved = n[6], causal = n[7], q_rank = n[8], kv_rank = n[9];
-    scale = x[0], eps = x[1];
+    each([context](const char* name, auto& value) {
+      value = context->saved_data.at(name).to<std::decay_t<decltype(value)>>();
+    });
+  }
+  void keep(AutogradContext* context) {
+    each([context](const char* name, auto& value) { context->saved_data[name] = value; });
+  }
+  template <typename Visit>
+  void each(const Visit& visit) {
+    visit("heads", heads);
+    visit("width", width);
+    visit("own_keys", own_keys);
+    visit("value", value);
+    visit("begin", begin);
+    visit("dims", dims);
+    visit("interleaved", interleaved);
+    visit("causal", causal);
+    visit("q_rank", q_rank);
+    visit("kv_rank", kv_rank);
+    visit("scale", scale);
+    visit("eps", eps);
   }
   bool shares_key() const { return own_keys < width; }
   std::int64_t key_value() const { return own_keys + value; }
@@ -214,12 +225,13 @@ at::Tensor heads_forward(AutogradContext* context, const Shape& n, const at::Ten
   run(q, p);
   const AttentionKernel kernel = kernel_for(n, q);
   const Attended a = attend(kernel, n, turned_q, turned_k, values_of(n, q, kv));
-  n.keep(context);
+  Shape(n).keep(context);
   context->saved_data["kernel"] = static_cast<std::int64_t>(kernel);
-  context->saved_data["max"] = std::vector<std::int64_t>{a.max_q, a.max_k};
+  context->saved_data["max_q"] = a.max_q;
+  context->saved_data["max_k"] = a.max_k;
   variable_list saved = {turned_q, turned_k, q,      kv,       cos,     sin,
                          a.out,    a.lse,    a.seed, a.offset, a.cum_q, a.cum_k};
-  saved.insert(saved.end(), more.begin(), more.end());
+  for (const at::Tensor& tensor : more) saved.push_back(tensor);
   context->save_for_backward(saved);
   return a.out.transpose(1, 2).flatten(2);
 }
@@ -231,8 +243,8 @@ void heads_backward(AutogradContext* context, const variable_list& saved, const 
                     const at::Tensor& grad_down) {
   const Shape n(context);
   Attended a{saved[6], saved[7], saved[8], saved[9], saved[10], saved[11]};
-  const auto most = context->saved_data.at("max").toIntVector();
-  a.max_q = most[0], a.max_k = most[1];
+  a.max_q = context->saved_data.at("max_q").toInt();
+  a.max_k = context->saved_data.at("max_k").toInt();
   const at::Tensor grad_z = grad.unflatten(-1, {n.heads, n.value}).transpose(1, 2);
   const auto kernel = static_cast<AttentionKernel>(context->saved_data.at("kernel").toInt());
   const auto [gq, gk, gv] =
