@@ -44,7 +44,7 @@ class Parameters {
     at::TensorOptions tensor;  ///< dtype and device
     double range = 0.02;       ///< standard deviation of Init::normal
     std::uint64_t seed = 0;
-    bool fill = true;                      ///< false: left zero, for a model that is loaded next
+    bool fill = true;  ///< false: left zero, for a model that is loaded next
     std::optional<AdapterConfig> adapter = {};  ///< all but its own tensors are frozen
   };
   explicit Parameters(const Options& options) : options_(options) {}
