@@ -56,10 +56,13 @@ void add_lora(CLI::App& app, const GlobalOptions& globals) {
   lora->require_subcommand(1);
   lora->fallthrough();
   add_lora_inspect(*lora, globals);
+  add_lora_heads(*lora, globals);
+  add_lora_rope(*lora, globals);
   add_lora_compose(*lora, globals);
   add_lora_causal(*lora, globals);
   add_lora_tokens(*lora, globals);
   add_lora_report(*lora, globals);
+  add_lora_selftest(*lora, globals);
 }
 
 }  // namespace subspace

@@ -30,8 +30,11 @@ Json lora_facts(const AdaptedModel& model);
 // The group's commands, one file each.
 void add_lora_causal(CLI::App& lora, const GlobalOptions& globals);
 void add_lora_compose(CLI::App& lora, const GlobalOptions& globals);
+void add_lora_heads(CLI::App& lora, const GlobalOptions& globals);
 void add_lora_inspect(CLI::App& lora, const GlobalOptions& globals);
 void add_lora_report(CLI::App& lora, const GlobalOptions& globals);
+void add_lora_rope(CLI::App& lora, const GlobalOptions& globals);
+void add_lora_selftest(CLI::App& lora, const GlobalOptions& globals);
 void add_lora_tokens(CLI::App& lora, const GlobalOptions& globals);
 
 }  // namespace subspace
