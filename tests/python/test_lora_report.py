@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -54,14 +55,12 @@ def saved(driver, folder, figure):  # noqa: F811
     downloads = folder / "downloads"
     before = set(downloads.glob("*.csv")) if downloads.exists() else set()
     driver.execute_script(f"document.querySelector('#{figure} [data-export=csv]').click()")
-    for _ in range(200):
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
         new = set(downloads.glob("*.csv")) - before if downloads.exists() else set()
         if new:
             with open(new.pop()) as file:
                 return list(csv.reader(file))
-        wait(driver, "return true")
-        import time
-
         time.sleep(0.05)
     raise AssertionError(f"{figure}: no CSV")
 
