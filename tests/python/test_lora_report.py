@@ -53,13 +53,14 @@ def figures(driver):
 def saved(driver, folder, figure):  # noqa: F811
     """The rows of the CSV that the figure's button saves."""
     downloads = folder / "downloads"
-    before = set(downloads.glob("*.csv")) if downloads.exists() else set()
+    for old in downloads.glob("*.csv") if downloads.exists() else []:
+        old.unlink()  # one of the same name would be overwritten
     driver.execute_script(f"document.querySelector('#{figure} [data-export=csv]').click()")
     end = time.monotonic() + 60
     while time.monotonic() < end:
-        new = set(downloads.glob("*.csv")) - before if downloads.exists() else set()
+        new = list(downloads.glob("*.csv")) if downloads.exists() else []
         if new:
-            with open(new.pop()) as file:
+            with open(new[0]) as file:
                 return list(csv.reader(file))
         time.sleep(0.05)
     raise AssertionError(f"{figure}: no CSV")
@@ -104,6 +105,9 @@ def test_a_click_moves_all_figures(page):
     page.execute_script("""
         const plot = document.querySelector('#fig-size .plot');
         plot.emit('plotly_click', {points: [{x: 1, y: 3, curveNumber: 0}]});""")
+    wait(page, "return document.querySelector('#fig-size .readout').textContent.startsWith("
+               "'Layer 1, head 3')")
+    page.execute_script("document.getElementById('fig-spectrum').scrollIntoView()")
     wait(page, "return document.querySelector('#fig-spectrum .readout').textContent.startsWith("
                "'QK, layer 1, head 3')")
 
