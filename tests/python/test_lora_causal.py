@@ -6,10 +6,9 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import load_file, save_file
 
-from oracle.lora_models import Weights, make, merged
+from oracle.lora_models import Weights, logits, make, merged
 from oracle.program import run
 
 TOKENS = np.random.default_rng(5).integers(0, 41, (2, 9))
@@ -33,18 +32,13 @@ def gated(program, models, tmp_path, gates=None):
     return load_file(tmp_path / "out.safetensors")["logits"]
 
 
-def logits(model):
-    with torch.no_grad():
-        return model(torch.tensor(TOKENS)).logits.numpy()
-
-
 def check(found, wanted):
     error = np.abs(found - wanted).max() / np.abs(wanted).max()
     assert error <= 1e-11, error
 
 
 def test_all_gates_one_is_pefts_merged_model(program, models, tmp_path):
-    check(gated(program, models, tmp_path), logits(merged(*models)))
+    check(gated(program, models, tmp_path), logits(merged(*models), TOKENS))
 
 
 def test_gates_of_single_matrices_and_heads_are_pefts_with_the_rest_zeroed(program, models, tmp_path):
@@ -58,7 +52,7 @@ def test_gates_of_single_matrices_and_heads_are_pefts_with_the_rest_zeroed(progr
             tensor[12:18] = kept
 
     gates = {"default": 0, "gates": [{"layer": 1, "term": "q", "head": 2, "gate": 1}]}
-    check(gated(program, models, tmp_path, gates), logits(merged(*models, only_q_of_head_2)))
+    check(gated(program, models, tmp_path, gates), logits(merged(*models, only_q_of_head_2), TOKENS))
 
     def without_keys(name, tensor):
         if "k_proj.lora_B" in name:
@@ -66,7 +60,7 @@ def test_gates_of_single_matrices_and_heads_are_pefts_with_the_rest_zeroed(progr
 
     off = [{"layer": layer, "term": term, "head": head, "gate": 0}
            for layer in range(3) for term in ("k", "qk") for head in range(4)]
-    check(gated(program, models, tmp_path, {"gates": off}), logits(merged(*models, without_keys)))
+    check(gated(program, models, tmp_path, {"gates": off}), logits(merged(*models, without_keys), TOKENS))
 
 
 def softmax(x):
@@ -137,7 +131,7 @@ def test_any_gates_and_connections_are_their_definitions(program, models, tmp_pa
     given = {"gates": listed, "edges": [dict(zip(names, edge)) for edge in edges]}
     check(gated(program, models, tmp_path, given), numpy_forward(models, gates, edges))
     # The oracle itself: without gates it is transformers' model.
-    check(numpy_forward(models, np.ones((3, 6, 4)), []), logits(merged(*models)))
+    check(numpy_forward(models, np.ones((3, 6, 4)), []), logits(merged(*models), TOKENS))
 
 
 def test_causal_writes_effects_that_sum_to_the_drop(program, models, tmp_path):

@@ -9,6 +9,8 @@ import torch
 import transformers
 from safetensors.numpy import load_file
 
+from oracle.models import Double
+
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
@@ -39,14 +41,22 @@ def make(folder, heads=4, groups=2, head=6, width=24, layers=3, targets=ALL, r=3
 def merged(base, adapter, change=None):
     """transformers' model with peft's adapter merged; `change(name, tensor)` alters the adapter's
     tensors first."""
-    model = transformers.LlamaForCausalLM.from_pretrained(
-        base, dtype=torch.float64, attn_implementation="eager")
-    tuned = peft.PeftModel.from_pretrained(model, adapter).double()
+    with Double():
+        model = transformers.LlamaForCausalLM.from_pretrained(
+            base, dtype=torch.float64, attn_implementation="eager")
+        tuned = peft.PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False)
+        tuned = tuned.double()
     if change is not None:
         for name, parameter in tuned.named_parameters():
             if "lora_" in name:
                 change(name, parameter.data)
     return tuned.merge_and_unload().eval()
+
+
+def logits(model, tokens):
+    """In float64 throughout, which transformers' norms and softmax are not by themselves."""
+    with torch.no_grad(), Double():
+        return model(input_ids=torch.tensor(tokens)).logits.numpy()
 
 
 class Weights:
