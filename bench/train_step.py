@@ -222,6 +222,17 @@ def cases(program):
     return found
 
 
+def write_record(device, rows):
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+        cwd=ROOT, capture_output=True, text=True,
+    ).stdout.strip()  # fmt: skip
+    record = {"benchmark": "train_step", "commit": described or None, "device": device,
+              "torch": torch.__version__, "rows": rows}  # fmt: skip
+    path = ROOT / "bench" / "results" / f"train_step-{device.split()[1].lower()}.json"
+    path.write_text(json.dumps(record, indent=1) + "\n")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--record", action="store_true", help="write bench/results/")
@@ -255,16 +266,8 @@ def main():
         share = f"  {100 * row['share_of_peak']:.1f} % of peak" if "share_of_peak" in row else ""
         print(f"{name:58s} {row['ms_per_step']:8.3f} ms {row['tokens_per_second'] / 1e6:7.3f} M "
               f"tokens/s{share}", flush=True)  # fmt: skip
-    if options.record:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=ROOT, capture_output=True, text=True,
-        ).stdout.strip()  # fmt: skip
-        record = {"benchmark": "train_step", "commit": described or None, "device": device,
-                  "torch": torch.__version__, "rows": rows}  # fmt: skip
-        path = ROOT / "bench" / "results" / "train_step-h200.json"
-        path.write_text(json.dumps(record, indent=1) + "\n")
-        print(f"record: {path.relative_to(ROOT)}")
+        if options.record:  # behind every row: a run that is stopped keeps what it has
+            write_record(device, rows)
 
 
 if __name__ == "__main__":
