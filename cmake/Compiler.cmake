@@ -43,8 +43,6 @@ endif()
 # g++ 13 takes f(object, "key") returning a reference into the object for one into the key's temporary.
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_GREATER_EQUAL 13)
   list(APPEND SUBSPACE_WARNINGS $<$<COMPILE_LANGUAGE:CXX>:-Wno-dangling-reference>)
-  # Nor does it follow the std::vector<bool> of torch::autograd::Function, which holds one word.
-  list(APPEND SUBSPACE_WARNINGS $<$<COMPILE_LANGUAGE:CXX>:-Wno-array-bounds>)
 endif()
 
 # A precompiled header is a cacheable result only if ccache may trust its defines and ignore the
