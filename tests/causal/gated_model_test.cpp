@@ -1,6 +1,7 @@
 #include "causal/gated_model.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 #include <gtest/gtest.h>
 
@@ -19,6 +20,7 @@ constexpr std::int64_t kWidth = 24, kHeads = 4, kHead = 6, kVocabulary = 40;
 class Gated : public ::testing::TestWithParam<const char*> {
  protected:
   void SetUp() override {
+    at::set_num_threads(1);  // products of a few numbers: threads would only wait for each other
     at::manual_seed(11);
     std::random_device seed;
     folder_ = std::filesystem::temp_directory_path() / ("subspace_gated_" + std::to_string(seed()));
