@@ -42,6 +42,17 @@ def train(program, folder, base, *more):
                "--base", base, "--data", folder / "data", "--out", folder / "out", *more)
 
 
+def test_the_loss_falls(program, base, tmp_path):
+    """From that of a random model to nearly that of guessing one of 32 symbols, ln 32 = 3.47, and
+    below what a step's 64 targets scatter by."""
+    write(tmp_path, {"r": 4, "target_modules": ["q_proj", "v_proj", "o_proj", "down_proj"]},
+          train=dict(TRAIN, steps=60, checkpoint_every=0))
+    assert train(program, tmp_path, base).returncode == 0
+    lines = [json.loads(line) for line in open(tmp_path / "out" / "metrics.jsonl")]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert np.mean(losses[-10:]) < np.mean(losses[:10]) - 0.3
+
+
 @pytest.mark.parametrize("adapter", [
     {"r": 3, "lora_alpha": 6, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]},
     {"r": 4, "lora_alpha": 2, "use_rslora": True, "target_modules": ["v_proj", "down_proj"]},
@@ -58,9 +69,6 @@ def test_peft_loads_what_was_trained(program, base, tmp_path, adapter):
     tensors = load_file(out / "adapter_model.safetensors")
     assert len(tensors) == 2 * 2 * len(adapter["target_modules"])
     assert all(np.abs(value).max() > 0 for value in tensors.values())
-    losses = [json.loads(line)["loss"] for line in open(out / "metrics.jsonl") if '"loss"' in line
-              and '"eval"' not in line]
-    assert losses[-1] < losses[0]
 
     # The loss that the trainer's own forward pass has with the adapter is that of peft's model.
     tokens = np.random.default_rng(0).integers(0, 33, (4, 25))

@@ -44,8 +44,8 @@ def merged(base, adapter, change=None):
     with Double():
         model = transformers.LlamaForCausalLM.from_pretrained(
             base, dtype=torch.float64, attn_implementation="eager")
-        tuned = peft.PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False)
-        tuned = tuned.double()
+    # Outside: reading float32 tensors from bytes must not become reading them as float64.
+    tuned = peft.PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False).double()
     if change is not None:
         for name, parameter in tuned.named_parameters():
             if "lora_" in name:
