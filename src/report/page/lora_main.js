@@ -72,8 +72,8 @@ function selectMostChanged() {
   drawGlossary(document.getElementById("glossary"));
   drawFacts(document.getElementById("facts"));
   document.getElementById("foot").append(
-    "Numbers are those of the result files. Figures: drag to zoom, double-click to reset; [ and ] change the layer; arrow keys move in the first figure. ",
-    `Drawn with Plotly ${Plotly.version}.`);
+    "Numbers are those of the result files. Figures: drag to zoom, double-click to reset; [ and ] change the layer; arrow keys move in the first figure. ");
+  plotlyComplete.then(() => document.getElementById("foot").append(`Drawn with Plotly ${Plotly.version}.`));
   await FIGURES[0].draw();
   document.documentElement.dataset.ready = String(Math.round(performance.now()));
   watchFigures();
