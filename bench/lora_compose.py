@@ -10,7 +10,6 @@ reads no file; subspace's time is everything from the checkpoint to the result.
 import argparse
 import json
 import math
-import os
 import subprocess
 import tempfile
 import time
@@ -19,19 +18,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-ROOT = Path(__file__).resolve().parent.parent
+from common.machine import ROOT, processor, program
 
-
-def program():
-    found = os.environ.get("SUBSPACE_PROGRAM")
-    return [found] if found else [str(ROOT / "run"), "subspace"]
-
-
-def processor():
-    for line in Path("/proc/cpuinfo").read_text().split("\n"):
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return None
 
 
 def write_adapter(model, folder, r=16):

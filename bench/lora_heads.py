@@ -17,7 +17,6 @@ The baselines do some heads of one layer and are scaled to all of them, which th
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -29,21 +28,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-ROOT = Path(__file__).resolve().parent.parent
+from common.machine import ROOT, processor, program
+
 RANK, HEADS, GROUPS, WIDTH, HEAD = 16, 32, 8, 4096, 128
 OUT = {"q_proj": HEADS * HEAD, "k_proj": GROUPS * HEAD, "v_proj": GROUPS * HEAD, "o_proj": WIDTH}
-
-
-def program():
-    found = os.environ.get("SUBSPACE_PROGRAM")
-    return [found] if found else [str(ROOT / "run"), "subspace"]
-
-
-def processor():
-    for line in Path("/proc/cpuinfo").read_text().split("\n"):
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return None
 
 
 def write_adapter(folder, base, layers):

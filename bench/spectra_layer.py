@@ -13,7 +13,6 @@ weights, is recorded beside it.
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -23,14 +22,8 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-ROOT = Path(__file__).resolve().parent.parent
+from common.machine import ROOT, processor, program
 
-
-def program():
-    found = os.environ.get("SUBSPACE_PROGRAM")
-    if found:
-        return [found]
-    return [str(ROOT / "run"), "subspace"]
 
 
 def dequantized(file, name, device):
@@ -108,13 +101,6 @@ def published_method(f, device, parts):
         timed("QK stack", lambda: [torch.cat([f["Q"][i] @ f["K"][i].T for i in heads], 0)])
         timed("KQ stack", lambda: [torch.cat([f["Q"][i] @ f["K"][i].T for i in heads], 1)])
     return seconds
-
-
-def processor():
-    for line in Path("/proc/cpuinfo").read_text().split("\n"):
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return None
 
 
 def main():
