@@ -8,7 +8,7 @@
 #include "base/error.h"
 #include "checkpoint/block_scales.h"
 #include "checkpoint/checkpoint.h"
-#include "kernels/dequantize.h"
+#include "checkpoint/format.h"
 #include "kernels/over_batch.h"
 
 namespace subspace {
@@ -21,25 +21,12 @@ constexpr std::int64_t kStreamBytes = 8 << 20;
 constexpr std::int64_t kReadBytes = 8 << 20;
 constexpr std::int64_t kNone = std::numeric_limits<std::int64_t>::max();
 
-kernels::Format format_of(DType dtype, const std::string& where) {
-  switch (dtype) {
-    case DType::F64:
-      return kernels::Format::f64;
-    case DType::F32:
-      return kernels::Format::f32;
-    case DType::F16:
-      return kernels::Format::f16;
-    case DType::BF16:
-      return kernels::Format::bf16;
-    case DType::F8_E4M3:
-      return kernels::Format::f8_e4m3;
-    case DType::F8_E8M0:
-      return kernels::Format::f8_e8m0;
-    default:
-      fail(ErrorCode::Unsupported,
-           "{}: stored as {}; weights are read from F64, F32, F16, BF16 and F8_E4M3", where,
-           dtype_name(dtype));
-  }
+kernels::Format readable(DType dtype, const std::string& where) {
+  const auto format = format_of(dtype);
+  if (format) return *format;
+  fail(ErrorCode::Unsupported,
+       "{}: stored as {}; weights are read from F64, F32, F16, BF16 and F8_E4M3", where,
+       dtype_name(dtype));
 }
 
 /// One tensor on its way from the file to float64. Several threads take pieces in order: read into
@@ -136,7 +123,7 @@ Checkpoint::Encoding Checkpoint::encoding(const std::string& name, bool allow_no
   }
   const auto [rows, cols] = matrix_shape(tensor);
   encoding.how.format =
-      format_of(tensor.dtype, fmt::format("{}: tensor '{}'", shard_of(name), name));
+      readable(tensor.dtype, fmt::format("{}: tensor '{}'", shard_of(name), name));
   encoding.how.rows = rows;
   encoding.how.cols = cols;
   if (!encoding.scales.empty()) {

@@ -6,7 +6,7 @@
 
 #include "base/error.h"
 #include "checkpoint/checkpoint.h"
-#include "kernels/dequantize.h"
+#include "checkpoint/format.h"
 
 namespace subspace {
 namespace fs = std::filesystem;
@@ -41,21 +41,12 @@ fs::path weights_of(const fs::path& folder) {
 
 std::int64_t elements(const TensorInfo& info) { return info.elements(); }
 
-kernels::Format format_of(const TensorInfo& info, const std::string& where) {
-  switch (info.dtype) {
-    case DType::F64:
-      return kernels::Format::f64;
-    case DType::F32:
-      return kernels::Format::f32;
-    case DType::F16:
-      return kernels::Format::f16;
-    case DType::BF16:
-      return kernels::Format::bf16;
-    default:
-      fail(ErrorCode::Unsupported,
-           "{}: stored as {}; adapters are read from F64, F32, F16 and BF16", where,
-           dtype_name(info.dtype));
-  }
+kernels::Format readable(DType dtype, const std::string& where) {
+  const auto format = format_of(dtype);
+  // FP8 would need scales, which adapters do not have.
+  if (format && dtype_bits(dtype) > 8) return *format;
+  fail(ErrorCode::Unsupported, "{}: stored as {}; adapters are read from F64, F32, F16 and BF16",
+       where, dtype_name(dtype));
 }
 
 }  // namespace
@@ -188,7 +179,7 @@ at::Tensor Adapter::tensor(const std::string& key) const {
   if (out.numel() == 0) return out;
   const std::string where = fmt::format("{}: tensor '{}'", file_.path().string(), key);
   kernels::Dequantize how;
-  how.format = format_of(info, where);
+  how.format = readable(info.dtype, where);
   std::vector<std::byte> bytes(info.bytes());
   file_.read(info, 0, bytes.data(), bytes.size());
   how.in = bytes.data();
