@@ -5,6 +5,7 @@
 
 #include <atomic>
 
+#include "nn/fused_norm.h"
 #include "nn/gradient_sum.h"
 #include "nn/on_device.h"
 
@@ -17,8 +18,6 @@ using torch::autograd::variable_list;
 
 std::atomic<Fuse> fuse_where = Fuse::on_gpu;
 std::atomic<std::int64_t> logits_bytes = std::int64_t{1} << 30, cached_bytes = logits_bytes.load();
-
-const void* data_or_null(const at::Tensor& x) { return x.defined() ? x.const_data_ptr() : nullptr; }
 
 /// As autograd's functions take an absent operand.
 std::optional<at::Tensor> if_there(const at::Tensor& x) {
@@ -52,55 +51,22 @@ bool rows_are_even(const at::Tensor& x) {
   return true;
 }
 
-variable_list norm_backward(const at::Tensor& grad, const at::Tensor& grad_sum, const at::Tensor& s,
-                            const at::Tensor& weight, const at::Tensor& scale,
-                            const at::Tensor& bias) {
-  const at::Tensor g = grad.contiguous();
-  const at::Tensor e = grad_sum.defined() ? grad_sum.contiguous() : grad_sum;
-  at::Tensor out = at::empty(s.sizes(), s.options());
-  const std::int64_t width = s.size(-1), rows = rows_of(s);
-  at::Tensor partial = scratch(kernels::rms_norm_workspace(rows, width), s);
-  GradientSum weights(weight), biases(bias);
-  run(s, kernels::RmsNormGrad{.grad = g.const_data_ptr(),
-                              .grad_sum = data_or_null(e),
-                              .s = s.const_data_ptr(),
-                              .weight = weight.const_data_ptr(),
-                              .scale = scale.const_data_ptr<float>(),
-                              .grad_s = out.mutable_data_ptr(),
-                              .grad_weight = weights.add_here(),
-                              .grad_bias = biases.add_here(),
-                              .partial = partial.mutable_data_ptr<float>(),
-                              .rows = rows,
-                              .width = width,
-                              .s_stride = s.stride(-2),
-                              .grad_stride = width,
-                              .element = element_of(s)});
-  return {out, weights.for_autograd(), biases.for_autograd()};
-}
-
 struct NormFunction : Function<NormFunction> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& weight,
                             double eps) {
-    at::Tensor y = at::empty(x.sizes(), x.options());
-    at::Tensor scale = scratch(rows_of(x), x);
-    run(x, kernels::RmsNorm{.x = x.const_data_ptr(),
-                            .weight = weight.const_data_ptr(),
-                            .y = y.mutable_data_ptr(),
-                            .scale = scale.mutable_data_ptr<float>(),
-                            .rows = rows_of(x),
-                            .width = x.size(-1),
-                            .x_stride = x.stride(-2),
-                            .eps = eps,
-                            .element = element_of(x)});
+    at::Tensor scale;
+    const at::Tensor y = norm_forward(x, weight, eps, scale);
     context->save_for_backward({x, scale});
     keep(context, "weight", weight);
     return y;
   }
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
     const variable_list saved = context->get_saved_variables();
-    const variable_list found =
-        norm_backward(grads[0], {}, saved[0], kept(context, "weight"), saved[1], {});
-    return {found[0], found[1], {}};
+    const at::Tensor& x = saved[0];
+    const at::Tensor out = at::empty(x.sizes(), x.options());
+    const NormGrads found =
+        norm_backward(grads[0], {}, x, kept(context, "weight"), saved[1], {}, out);
+    return {out, found.weight, {}};
   }
 };
 
@@ -110,20 +76,12 @@ struct AddNormFunction : Function<AddNormFunction> {
                                const at::Tensor& weight, double eps) {
     const at::Tensor bias = given_bias.value_or(at::Tensor());
     const at::Tensor added = delta.contiguous();
-    at::Tensor s = at::empty(x.sizes(), x.options()), y = at::empty(x.sizes(), x.options());
-    at::Tensor scale = scratch(rows_of(x), x);
-    run(x, kernels::RmsNorm{.x = x.const_data_ptr(),
-                            .delta = added.const_data_ptr(),
-                            .bias = data_or_null(bias),
-                            .weight = weight.const_data_ptr(),
-                            .sum = s.mutable_data_ptr(),
-                            .y = y.mutable_data_ptr(),
-                            .scale = scale.mutable_data_ptr<float>(),
-                            .rows = rows_of(x),
-                            .width = x.size(-1),
-                            .x_stride = x.stride(-2),
-                            .eps = eps,
-                            .element = element_of(x)});
+    at::Tensor s = at::empty(x.sizes(), x.options()), y, scale;
+    kernels::RmsNorm p = norm_operands(x, weight, eps, y, scale);
+    p.delta = added.const_data_ptr();
+    p.bias = data_or_null(bias);
+    p.sum = s.mutable_data_ptr();
+    run(x, p);
     context->save_for_backward({s, scale});
     context->set_materialize_grads(false);
     keep(context, "weight", weight);
@@ -132,9 +90,11 @@ struct AddNormFunction : Function<AddNormFunction> {
   }
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
     const variable_list saved = context->get_saved_variables();
-    const variable_list found = norm_backward(grads[1], grads[0], saved[0], kept(context, "weight"),
-                                              saved[1], kept(context, "bias"));
-    return {found[0], found[0], found[2], found[1], {}};
+    const at::Tensor& s = saved[0];
+    const at::Tensor out = at::empty(s.sizes(), s.options());
+    const NormGrads found = norm_backward(grads[1], grads[0], s, kept(context, "weight"), saved[1],
+                                          kept(context, "bias"), out);
+    return {out, out, found.bias, found.weight, {}};
   }
 };
 

@@ -6,6 +6,7 @@
 #include <atomic>
 
 #include "nn/fused.h"
+#include "nn/fused_norm.h"
 #include "nn/gradient_sum.h"
 #include "nn/on_device.h"
 
@@ -275,52 +276,15 @@ struct PlainFunction : Function<PlainFunction> {
   }
 };
 
-/// RMSNorm of columns of the latents.
-at::Tensor latent_norm(const at::Tensor& x, const at::Tensor& weight, double eps,
-                       at::Tensor& scale) {
-  at::Tensor y = at::empty(x.sizes(), x.options());
-  scale = scratch(rows_of(x), x);
-  run(x, kernels::RmsNorm{.x = x.const_data_ptr(),
-                          .weight = weight.const_data_ptr(),
-                          .y = y.mutable_data_ptr(),
-                          .scale = scale.mutable_data_ptr<float>(),
-                          .rows = rows_of(x),
-                          .width = x.size(-1),
-                          .x_stride = x.stride(-2),
-                          .eps = eps,
-                          .element = element_of(x)});
-  return y;
-}
-
-/// Its gradient, into columns of the latents' gradient; returns the weight's for autograd.
-at::Tensor latent_norm_backward(const at::Tensor& grad, const at::Tensor& x,
-                                const at::Tensor& weight, const at::Tensor& scale, at::Tensor out) {
-  GradientSum sum(weight);
-  at::Tensor partial = scratch(kernels::rms_norm_workspace(rows_of(x), x.size(-1)), x);
-  run(x, kernels::RmsNormGrad{.grad = grad.const_data_ptr(),
-                              .s = x.const_data_ptr(),
-                              .weight = weight.const_data_ptr(),
-                              .scale = scale.const_data_ptr<float>(),
-                              .grad_s = out.mutable_data_ptr(),
-                              .grad_weight = sum.add_here(),
-                              .partial = partial.mutable_data_ptr<float>(),
-                              .rows = rows_of(x),
-                              .width = x.size(-1),
-                              .s_stride = x.stride(-2),
-                              .grad_stride = out.stride(-2),
-                              .element = element_of(x)});
-  return sum.for_autograd();
-}
-
 struct LatentFunction : Function<LatentFunction> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& down,
                             const at::Tensor& q_norm, const at::Tensor& kv_norm,
                             const at::Tensor& q_up, const at::Tensor& kv_up, const at::Tensor& cos,
                             const at::Tensor& sin, const Shape& n) {
     at::Tensor q_scale, kv_scale;
-    const at::Tensor q_latent = latent_norm(down.narrow(-1, 0, n.q_rank), q_norm, n.eps, q_scale);
+    const at::Tensor q_latent = norm_forward(down.narrow(-1, 0, n.q_rank), q_norm, n.eps, q_scale);
     const at::Tensor kv_latent =
-        latent_norm(down.narrow(-1, n.q_rank, n.kv_rank), kv_norm, n.eps, kv_scale);
+        norm_forward(down.narrow(-1, n.q_rank, n.kv_rank), kv_norm, n.eps, kv_scale);
     keep(context, "q_norm", q_norm);
     keep(context, "kv_norm", kv_norm);
     keep(context, "q_up", q_up);
@@ -341,12 +305,16 @@ struct LatentFunction : Function<LatentFunction> {
     GradientSum q_sum(q_up), kv_sum(kv_up);
     q_sum.add_product(q_rows, q_latent.flatten(0, 1));
     kv_sum.add_product(kv_rows, kv_latent.flatten(0, 1));
-    const at::Tensor q_norm =
-        latent_norm_backward(at::mm(q_rows, q_up), down.narrow(-1, 0, n.q_rank),
-                             kept(context, "q_norm"), more[3], grad_down.narrow(-1, 0, n.q_rank));
-    const at::Tensor kv_norm = latent_norm_backward(
-        at::mm(kv_rows, kv_up), down.narrow(-1, n.q_rank, n.kv_rank), kept(context, "kv_norm"),
-        more[4], grad_down.narrow(-1, n.q_rank, n.kv_rank));
+    auto through_norm = [&](const at::Tensor& grad, std::int64_t begin, std::int64_t rank,
+                            const char* norm, const at::Tensor& scale) {
+      const NormGrads found =
+          norm_backward(grad, {}, down.narrow(-1, begin, rank), kept(context, norm), scale, {},
+                        grad_down.narrow(-1, begin, rank));
+      return found.weight;
+    };
+    const at::Tensor q_norm = through_norm(at::mm(q_rows, q_up), 0, n.q_rank, "q_norm", more[3]);
+    const at::Tensor kv_norm =
+        through_norm(at::mm(kv_rows, kv_up), n.q_rank, n.kv_rank, "kv_norm", more[4]);
     return {grad_down, q_norm, kv_norm, q_sum.for_autograd(), kv_sum.for_autograd(), {}, {}, {}};
   }
 };
