@@ -13,10 +13,10 @@ namespace fs = std::filesystem;
 
 /// In the order in which they are joined to one script: each uses only what stands before it.
 const std::vector<const char*> kScripts = {
-    "chunks.js",   "data.js",         "store.js",     "stats.js",     "glossary.js",
-    "theme.js",    "dom.js",          "figure.js",    "fig_depth.js", "fig_heat.js",
-    "fig_grid.js", "fig_spectrum.js", "fig_error.js", "fig_rope.js",  "fig_compare.js",
-    "table.js",    "summary.js",      "main.js",
+    "chunks.js",      "selection.js", "data.js",         "store.js",     "stats.js",
+    "glossary.js",    "theme.js",     "dom.js",          "figure.js",    "fig_depth.js",
+    "fig_heat.js",    "fig_grid.js",  "fig_spectrum.js", "fig_error.js", "fig_rope.js",
+    "fig_compare.js", "table.js",     "summary.js",      "main.js",
 };
 
 std::string title_of(const Json& runs) {

@@ -35,27 +35,11 @@ function runLabel(run) {
 }
 
 // What is selected, shared by all figures. `layer` is an index into the run's list.
-const store = (() => {
-  const values = { run: 0, layer: 0, head: 0, circuit: "VO" };
-  const listeners = [];
-  return {
-    get: (key) => values[key],
-    set(changes) {
-      const changed = Object.keys(changes).filter((key) => values[key] !== changes[key]);
-      if (!changed.length) return;
-      Object.assign(values, changes);
-      for (const { keys, act } of listeners) {
-        if (!keys || keys.some((key) => changed.includes(key))) act(changed);
-      }
-    },
-    on: (keys, act) => listeners.push({ keys, act }),
-    get runData() { return RUNS[values.run]; },
-    layerNumber: (index = values.layer) => RUNS[values.run].layers[index],
-    get entry() { return headEntry(RUNS[values.run], this.layerNumber(), values.head, values.circuit); },
-  };
-})();
+const store = makeStore({ run: 0, layer: 0, head: 0, circuit: "VO" }, {
+  layerNumber(index = this.get("layer")) { return this.runData.layers[index]; },
+  get entry() { return headEntry(this.runData, this.layerNumber(), this.get("head"), this.get("circuit")); },
+});
 
-const clamp = (value, last) => Math.min(last, Math.max(0, value));
 const selectLayer = (index) => store.set({ layer: clamp(index, store.runData.layers.length - 1) });
 const selectHead = (index) => store.set({ head: clamp(index, store.runData.headCount - 1) });
 function selectUnit(layer, head, circuit) {

@@ -1,8 +1,4 @@
 // Puts the page together, once the results are parsed.
-function drawTitle() {
-  document.getElementById("title").append(...RUNS.flatMap((run, i) => [i ? el("span", { class: "versus" }, " and ") : "", runLabel(run)]));
-}
-
 function drawBar() {
   const layers = () => store.runData.layers.map((layer, index) => [String(index), String(layer)]);
   const heads = () => Array.from({ length: store.runData.headCount }, (_, head) => [String(head), String(head)]);
@@ -15,10 +11,7 @@ function drawBar() {
     store.set({ run: Number(text), layer: clamp(store.get("layer"), run.layers.length - 1), head: clamp(store.get("head"), run.headCount - 1),
       circuit: run.circuits.includes(store.get("circuit")) ? store.get("circuit") : run.circuits[0] });
   });
-  document.getElementById("bar").append(...[runField, layerField, headField, circuitField].filter(Boolean),
-    el("span", { class: "push" },
-      el("button", { type: "button", name: "theme", onclick: () => look.toggle() }, "Light / dark"),
-      el("button", { type: "button", name: "print", onclick: async () => { await drawAll(); print(); } }, "Print")));
+  fillBar([runField, layerField, headField, circuitField]);
   store.on(null, (changed) => {
     if (changed.includes("run")) {
       layerField.fill(layers(), store.get("layer"));
@@ -28,11 +21,6 @@ function drawBar() {
     layerField.choice.value = store.get("layer");
     headField.choice.value = store.get("head");
     circuitField.choice.value = store.get("circuit");
-  });
-  addEventListener("keydown", (event) => {
-    if (event.target.closest("input, select") || event.ctrlKey || event.metaKey || event.altKey) return;
-    if (event.key === "[") selectLayer(store.get("layer") - 1);
-    if (event.key === "]") selectLayer(store.get("layer") + 1);
   });
 }
 
@@ -71,9 +59,8 @@ function selectMostChanged() {
   drawTable(document.getElementById("table"));
   drawGlossary(document.getElementById("glossary"));
   drawFacts(document.getElementById("facts"));
-  document.getElementById("foot").append(
+  drawFoot(
     "Numbers are those of the result files. Figures: drag to zoom, double-click to reset; [ and ] change the layer; arrow keys move in the first figure. ");
-  plotlyComplete.then(() => document.getElementById("foot").append(`Drawn with Plotly ${Plotly.version}.`));
   await FIGURES[0].draw();
   document.documentElement.dataset.ready = String(Math.round(performance.now()));
   watchFigures();

@@ -1,6 +1,5 @@
 // Puts the page together.
-document.getElementById("title").append(...RUNS.flatMap((run, i) => [
-  i ? el("span", { class: "versus" }, " and ") : "", runLabel(run)]));
+drawTitle();
 
 (function drawBar() {
   const layers = () => store.runData.layers.map((layer, index) => [index, String(layer.layer)]);
@@ -25,10 +24,7 @@ document.getElementById("title").append(...RUNS.flatMap((run, i) => [
       head: Math.min(store.get("head"), modelOf(RUNS[run]).heads - 1),
       tau: RUNS[run].taus.map(String).includes(store.get("tau")) ? store.get("tau") : String(RUNS[run].taus[0]) });
   });
-  document.getElementById("bar").append(...[runField, layerField, headField, tauField].filter(Boolean),
-    el("span", { class: "push" },
-      el("button", { type: "button", name: "theme", onclick: () => look.toggle() }, "Light / dark"),
-      el("button", { type: "button", name: "print", onclick: async () => { await drawAll(); print(); } }, "Print")));
+  fillBar([runField, layerField, headField, tauField]);
   store.on(null, (changed) => {
     if (changed.includes("run")) {
       layerField.fill(layers(), store.get("layer"));
@@ -37,11 +33,6 @@ document.getElementById("title").append(...RUNS.flatMap((run, i) => [
     }
     layerField.choice.value = store.get("layer");
     headField.choice.value = store.get("head");
-  });
-  addEventListener("keydown", (event) => {
-    if (event.target.closest("input, select") || event.ctrlKey || event.metaKey || event.altKey) return;
-    if (event.key === "[") selectLayer(store.get("layer") - 1);
-    if (event.key === "]") selectLayer(store.get("layer") + 1);
   });
 })();
 
@@ -56,9 +47,8 @@ drawCompare();
 drawCard(document.getElementById("mast-body"));
 drawFacts(document.getElementById("facts"));
 drawGlossary(document.getElementById("glossary"));
-document.getElementById("foot").append(
+drawFoot(
   "Numbers are those of the run. Figures: drag to zoom, double-click to reset; [ and ] change the layer; arrow keys move in the heat map and the grid. ");
-plotlyComplete.then(() => document.getElementById("foot").append(`Drawn with Plotly ${Plotly.version}.`));
 
 (async () => {
   await drawSummary(document.getElementById("summary"));
