@@ -5,21 +5,13 @@
 #include <cstdint>
 #include <string_view>
 
-#include "base/error.h"
 #include "base/json.h"
 #include "lora/adapter_config.h"
+#include "tolerate.h"
 
 namespace {
 
 using namespace subspace;
-
-template <typename Action>
-void tolerate(Action action) {
-  try {
-    action();
-  } catch (const Error&) {
-  }
-}
 
 void ask(const AdapterConfig& config, const std::string& path) {
   const std::int64_t rank = config.rank_of(path);

@@ -4,21 +4,13 @@
 #include <cstdint>
 #include <string_view>
 
-#include "base/error.h"
 #include "base/json.h"
 #include "checkpoint/block_scales.h"
+#include "tolerate.h"
 
 namespace {
 
 using namespace subspace;
-
-template <typename Action>
-void tolerate(Action action) {
-  try {
-    action();
-  } catch (const Error&) {
-  }
-}
 
 void ask_everything(const Fields& fields, int depth) {
   for (const auto& [key, value] : fields.json().items()) {

@@ -16,10 +16,9 @@ namespace {
 using testing::expect_close;
 using testing::normal;
 
+/// Of the one head that there is.
 at::Tensor matrix(const std::vector<std::vector<double>>& rows) {
-  std::vector<at::Tensor> out;
-  for (const auto& row : rows) out.push_back(at::tensor(row, at::kDouble));
-  return at::stack(out).unsqueeze(0);
+  return testing::matrix(rows).unsqueeze(0);
 }
 
 /// The specification's first example: d = 3, one head of width 2, adapters on q and k.

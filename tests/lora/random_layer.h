@@ -2,11 +2,10 @@
 
 #include <ATen/ATen.h>
 
+#include "lora/close.h"
 #include "lora/layer_change.h"
 
 namespace subspace::testing {
-
-inline at::Tensor normal(std::vector<std::int64_t> shape) { return at::randn(shape, at::kDouble); }
 
 /// A layer of `heads` heads and `groups` key/value groups over width d, every number random, and a
 /// random adapter on the matrices that `on` names ("qkvo").

@@ -12,13 +12,8 @@ namespace subspace {
 namespace {
 
 using testing::expect_close;
+using testing::matrix;
 using testing::normal;
-
-at::Tensor matrix(const std::vector<std::vector<double>>& rows) {
-  std::vector<at::Tensor> out;
-  for (const auto& row : rows) out.push_back(at::tensor(row, at::kDouble));
-  return at::stack(out);
-}
 
 /// One head a layer, as the specification's hand-checkable examples have it.
 struct Example {
