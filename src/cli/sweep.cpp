@@ -1,6 +1,6 @@
 #include "train/sweep.h"
 
-#include <cmath>
+#include <algorithm>
 #include <cstdio>
 
 #include "base/error.h"

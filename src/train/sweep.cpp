@@ -1,6 +1,5 @@
 #include "train/sweep.h"
 
-#include <chrono>
 #include <fstream>
 
 #include "base/atomic_file.h"
