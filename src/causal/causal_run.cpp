@@ -18,33 +18,33 @@ namespace {
 struct Part {
   Json name;  ///< what identifies it in the result
   std::int64_t layer = 0;
-  std::vector<Term> terms;
+  std::vector<GatedTerm> terms;
   std::int64_t head = -1;  ///< -1: all
 };
 
 /// Connections up to which each route has an effect of its own.
 constexpr std::size_t kMostByRoute = 24;
-constexpr Term kQk[] = {Term::q, Term::k, Term::qk};
-constexpr Term kVo[] = {Term::v, Term::o, Term::vo};
+constexpr GatedTerm kQk[] = {GatedTerm::q, GatedTerm::k, GatedTerm::qk};
+constexpr GatedTerm kVo[] = {GatedTerm::v, GatedTerm::o, GatedTerm::vo};
 
 bool has(const MatrixChange& change, const at::Tensor& bias) {
   return change.defined() || bias.defined();
 }
 
 /// Whether the adapter has that term in a layer at all.
-bool has_term(const LayerChange& change, Term term) {
+bool has_term(const LayerChange& change, GatedTerm term) {
   const bool q = has(change.q, change.q_bias), k = has(change.k, change.k_bias);
   const bool v = has(change.v, change.v_bias), o = has(change.o, change.o_bias);
   switch (term) {
-    case Term::q:
+    case GatedTerm::q:
       return q;
-    case Term::k:
+    case GatedTerm::k:
       return k;
-    case Term::qk:
+    case GatedTerm::qk:
       return q && k;
-    case Term::v:
+    case GatedTerm::v:
       return v;
-    case Term::o:
+    case GatedTerm::o:
       return o;
     default:
       return v && o;
@@ -109,8 +109,8 @@ class Run {
  private:
   void list_parts(std::int64_t layer, const LayerChange& change) {
     for (const char* circuit : {"QK", "VO"}) {
-      std::vector<Term> here;
-      for (const Term term : circuit[0] == 'Q' ? kQk : kVo) {
+      std::vector<GatedTerm> here;
+      for (const GatedTerm term : circuit[0] == 'Q' ? kQk : kVo) {
         if (has_term(change, term)) here.push_back(term);
       }
       if (here.empty()) continue;
@@ -121,7 +121,7 @@ class Run {
         own["head"] = head;
         heads_.push_back({own, layer, here, head});
       }
-      for (const Term term : here) {
+      for (const GatedTerm term : here) {
         Json own = name;
         own["term"] = kTermNames[static_cast<std::size_t>(term)];
         terms_.push_back({own, layer, {term}, -1});
@@ -158,7 +158,7 @@ class Run {
   }
 
   static void set(at::Tensor& gates, const Part& part, double value) {
-    for (const Term term : part.terms) {
+    for (const GatedTerm term : part.terms) {
       at::Tensor row = gates.select(0, part.layer).select(0, static_cast<std::int64_t>(term));
       if (part.head < 0) {
         row.fill_(value);

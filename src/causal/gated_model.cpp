@@ -189,20 +189,20 @@ at::Tensor GatedModel::attend(std::int64_t index, const at::Tensor& x, const at:
   const std::int64_t tokens = x.size(1);
   const nn::RotaryTable table = rotary_.at_positions(tokens, {});
   auto turn = [&](const at::Tensor& y) { return table.rotate(y.transpose(1, 2)).transpose(1, 2); };
-  auto gate = [&](Term term) {
+  auto gate = [&](GatedTerm term) {
     return gates[index][static_cast<std::int64_t>(term)].view({1, -1, 1, 1});
   };
   const at::Tensor qb = turn(q.base), qn = turn(q.change);
   const at::Tensor kb = turn(k.base).transpose(2, 3), kn = turn(k.change).transpose(2, 3);
-  const at::Tensor logits = at::matmul(qb + gate(Term::q) * qn, kb) +
-                            at::matmul(gate(Term::k) * qb + gate(Term::qk) * qn, kn);
+  const at::Tensor logits = at::matmul(qb + gate(GatedTerm::q) * qn, kb) +
+                            at::matmul(gate(GatedTerm::k) * qb + gate(GatedTerm::qk) * qn, kn);
   const at::Tensor later = at::ones({tokens, tokens}, at::kBool).triu(1);
   const at::Tensor pattern = (logits * config().attention.scale)
                                  .masked_fill(later, -std::numeric_limits<double>::infinity())
                                  .softmax(-1);
   const at::Tensor vb = at::matmul(pattern, v.base), vn = at::matmul(pattern, v.change);
-  const at::Tensor z = vb + gate(Term::v) * vn;
-  const at::Tensor z_new = gate(Term::o) * vb + gate(Term::vo) * vn;
+  const at::Tensor z = vb + gate(GatedTerm::v) * vn;
+  const at::Tensor z_new = gate(GatedTerm::o) * vb + gate(GatedTerm::vo) * vn;
   if (edges.empty()) {
     auto together = [](const at::Tensor& y) { return y.transpose(1, 2).flatten(2); };
     const at::Tensor out = x + at::matmul(together(z), layer.o.wide_base);
@@ -243,7 +243,7 @@ at::Tensor GatedModel::hidden(const at::Tensor& tokens, const at::Tensor& gates,
     if (layer.o.bias.defined()) x = x + layer.o.bias;
     if (layer.o.bias_change.defined()) {
       // No head's own: it comes with the layer's o terms, by their mean gate.
-      x = x + layer.o.bias_change * gates[i][static_cast<std::int64_t>(Term::o)].mean();
+      x = x + layer.o.bias_change * gates[i][static_cast<std::int64_t>(GatedTerm::o)].mean();
     }
     x = feed_forward(layer, x);
   }

@@ -12,7 +12,7 @@
 namespace subspace {
 
 /// The adapter's terms of a head's two circuits: QK has q, k, qk, VO has v, o, vo.
-enum class Term { q, k, qk, v, o, vo };
+enum class GatedTerm { q, k, qk, v, o, vo };
 inline constexpr std::array<const char*, 6> kTermNames = {"q", "k", "qk", "v", "o", "vo"};
 
 /// Part of the adapter on the way from one head to a later one, by which it acts with weight `gate`
@@ -50,7 +50,7 @@ class GatedModel {
   std::int64_t layers() const { return static_cast<std::int64_t>(layers_.size()); }
   std::int64_t heads() const { return config().attention.heads; }
   const nn::ModelConfig& config() const { return model_->config(); }
-  /// Gates of one value, [layers, 6, heads] (terms as in Term).
+  /// Gates of one value, [layers, 6, heads] (terms as in GatedTerm).
   at::Tensor gates(double value) const;
 
   /// Vectors that the head reads, [B, T, d], for tokens [B, T].

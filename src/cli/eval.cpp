@@ -10,7 +10,7 @@
 namespace subspace {
 namespace {
 
-struct Arguments {
+struct EvalArguments {
   std::string run, data, dtype = "float32";
   std::int64_t batch_size = 0;
 };
@@ -27,7 +27,7 @@ train::Settings settings_of(const std::filesystem::path& run) {
   return train::read_settings(Fields(json, where).object("train").json(), where);
 }
 
-void eval(const Arguments& arguments, const GlobalOptions& globals) {
+void eval(const EvalArguments& arguments, const GlobalOptions& globals) {
   const std::filesystem::path run = resolve_model(arguments.run);
   nn::Model::Options options;
   const int threads = chosen_threads(globals);
@@ -50,7 +50,7 @@ void eval(const Arguments& arguments, const GlobalOptions& globals) {
 }  // namespace
 
 void add_eval(CLI::App& app, const GlobalOptions& globals) {
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<EvalArguments>();
   CLI::App* command = app.add_subcommand(
       "eval",
       "Loss of a run (or of any model that `forward` runs) on the held-out rows of a data folder:\n"

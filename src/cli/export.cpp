@@ -11,7 +11,7 @@
 namespace subspace {
 namespace {
 
-struct Arguments {
+struct ExportArguments {
   std::string model, out, adapter;
   AdapterOptions adapter_options;
   std::int64_t layer = 0, offset = 0;
@@ -57,7 +57,7 @@ class Views {
   std::map<std::string, std::string> metadata_;
 };
 
-void export_layer(const Arguments& arguments, const GlobalOptions& globals) {
+void export_layer(const ExportArguments& arguments, const GlobalOptions& globals) {
   const Checkpoint checkpoint(resolve_model(arguments.model));
   const auto family = open_family(checkpoint);
   AttentionLayer layer = family->load(arguments.layer, chosen_threads(globals));
@@ -119,7 +119,7 @@ void export_layer(const Arguments& arguments, const GlobalOptions& globals) {
 }  // namespace
 
 void add_export(CLI::App& app, const GlobalOptions& globals) {
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<ExportArguments>();
   CLI::App* command = app.add_subcommand(
       "export",
       "One layer's heads, latents, fused maps (as factors), norms and rotary frequencies in one\n"

@@ -10,7 +10,7 @@
 namespace subspace {
 namespace {
 
-struct Arguments {
+struct ForwardArguments {
   std::string model, input, out, dtype = "float32";
   bool hidden = false;
 };
@@ -65,7 +65,7 @@ nn::Input read_input(const std::string& path, const nn::ModelConfig& config, at:
   return input;
 }
 
-void forward(const Arguments& arguments, const GlobalOptions& globals) {
+void forward(const ForwardArguments& arguments, const GlobalOptions& globals) {
   const int threads = chosen_threads(globals);
   nn::Model::Options options;
   options.device = chosen_device(globals);
@@ -90,7 +90,7 @@ void forward(const Arguments& arguments, const GlobalOptions& globals) {
 }  // namespace
 
 void add_forward(CLI::App& app, const GlobalOptions& globals) {
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<ForwardArguments>();
   CLI::App* command = app.add_subcommand(
       "forward",
       "A model's logits for given tokens or images, one safetensors file in, one out.\n"

@@ -10,12 +10,12 @@
 namespace subspace {
 namespace {
 
-struct Arguments {
+struct InitArguments {
   std::string config, out, dtype = "float32";
   std::uint64_t seed = 0;
 };
 
-void init(const Arguments& arguments, const GlobalOptions& globals) {
+void init(const InitArguments& arguments, const GlobalOptions& globals) {
   chosen_threads(globals);
   const std::filesystem::path out = arguments.out;
   if (std::filesystem::exists(out / "config.json")) {
@@ -41,7 +41,7 @@ void init(const Arguments& arguments, const GlobalOptions& globals) {
 }  // namespace
 
 void add_init(CLI::App& app, const GlobalOptions& globals) {
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<InitArguments>();
   CLI::App* command = app.add_subcommand(
       "init",
       "A model of a configuration with its first weights, untrained: what training would begin\n"

@@ -95,7 +95,7 @@ Json inspect(const std::string& model) {
   return result;
 }
 
-void print(const Json& r) {
+void print_model(const Json& r) {
   auto text = [&](const char* key) {
     return r.at(key).is_string() ? r.at(key).get<std::string>() : r.at(key).dump();
   };
@@ -146,7 +146,7 @@ void add_inspect(CLI::App& app, const GlobalOptions& globals) {
     if (globals.json) {
       std::printf("%s\n", result.dump().c_str());
     } else {
-      print(result);
+      print_model(result);
     }
   });
 }

@@ -12,7 +12,7 @@
 namespace subspace {
 namespace {
 
-struct Arguments {
+struct CausalArguments {
   LoraInput input;
   std::string out, data, edges, dtype = "float64";
   std::int64_t batch_size = 128, batches = 0, orders = 8, seed = 0;
@@ -94,7 +94,7 @@ std::vector<Connection> connections(const std::string& edges, const GatedModel& 
   return out;
 }
 
-void print(const Json& result) {
+void print_causes(const Json& result) {
   auto estimate = [](const Json& value) {
     return fmt::format("{:8.4f} [{:.4f}, {:.4f}]", value.at("mean").get<double>(),
                        value.at("ci")[0].get<double>(), value.at("ci")[1].get<double>());
@@ -113,7 +113,7 @@ void print(const Json& result) {
   }
 }
 
-void measure(const Arguments& arguments, const GlobalOptions& globals) {
+void measure(const CausalArguments& arguments, const GlobalOptions& globals) {
   const int threads = chosen_threads(globals);
   const Opened opened = open(arguments.input, arguments.dtype, threads);
   train::Settings settings;
@@ -134,12 +134,12 @@ void measure(const Arguments& arguments, const GlobalOptions& globals) {
   if (globals.json) {
     std::printf("%s\n", result.dump().c_str());
   } else {
-    print(result);
+    print_causes(result);
     std::printf("%s\n", (out / "causal.json").c_str());
   }
 }
 
-struct ForwardArguments {
+struct LoraForwardArguments {
   LoraInput input;
   std::string tokens, gates, out, dtype = "float64";
 };
@@ -180,7 +180,7 @@ void read_gates(const std::string& file, const GatedModel& model, at::Tensor& ga
   }
 }
 
-void forward(const ForwardArguments& arguments, const GlobalOptions& globals) {
+void lora_forward(const LoraForwardArguments& arguments, const GlobalOptions& globals) {
   const at::NoGradGuard no_gradient;
   const Opened opened = open(arguments.input, arguments.dtype, chosen_threads(globals));
   const GatedModel& model = *opened.model;
@@ -206,7 +206,7 @@ void add_dtype(CLI::App& command, std::string& dtype) {
 }  // namespace
 
 void add_lora_causal(CLI::App& lora, const GlobalOptions& globals) {
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<CausalArguments>();
   CLI::App* command = lora.add_subcommand(
       "causal",
       "What each part of an adapter does to the loss: circuits, heads, terms and connections are\n"
@@ -234,7 +234,7 @@ void add_lora_causal(CLI::App& lora, const GlobalOptions& globals) {
   add_dtype(*command, arguments->dtype);
   command->callback([arguments, &globals] { measure(*arguments, globals); });
 
-  auto pass = std::make_shared<ForwardArguments>();
+  auto pass = std::make_shared<LoraForwardArguments>();
   CLI::App* one = lora.add_subcommand(
       "forward",
       "Logits of a model with an adapter whose terms are gated.\n"
@@ -246,7 +246,7 @@ void add_lora_causal(CLI::App& lora, const GlobalOptions& globals) {
   one->add_option("--gates", pass->gates, "JSON file; left out: all gates 1");
   one->add_option("--out", pass->out, "safetensors file to write")->required();
   add_dtype(*one, pass->dtype);
-  one->callback([pass, &globals] { forward(*pass, globals); });
+  one->callback([pass, &globals] { lora_forward(*pass, globals); });
 }
 
 }  // namespace subspace

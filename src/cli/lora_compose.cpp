@@ -8,7 +8,7 @@
 namespace subspace {
 namespace {
 
-struct Arguments {
+struct ComposeArguments {
   LoraInput input;
   std::string out, layers, offsets;
   std::vector<std::string> between;
@@ -27,7 +27,7 @@ std::pair<std::int64_t, std::int64_t> layer_pair(const std::string& text) {
   fail(ErrorCode::Usage, "--between {}: expected two layers, for example 3-7", text);
 }
 
-ComposeSource source_of(const AdaptedModel& model, int threads) {
+ComposeSource compose_source(const AdaptedModel& model, int threads) {
   ComposeSource source;
   const ModelShape& shape = model.family().shape();
   for (std::int64_t i = 0; i < shape.layers; ++i) {
@@ -40,7 +40,7 @@ ComposeSource source_of(const AdaptedModel& model, int threads) {
   return source;
 }
 
-void print(const Json& result) {
+void print_pairs(const Json& result) {
   std::printf("%-14s %-5s %10s %10s %12s  %-7s %-22s %9s\n", "layers", "mode", "rho", "rho_max",
               "between", "q_bh", "share bn / nb / nn", "lift bn");
   std::size_t shown = 0;
@@ -64,7 +64,7 @@ void print(const Json& result) {
               result.at("head_pairs").get<long>(), result.at("floor").get<double>());
 }
 
-void compose_model(const Arguments& arguments, const GlobalOptions& globals) {
+void compose_model(const ComposeArguments& arguments, const GlobalOptions& globals) {
   const int threads = chosen_threads(globals);
   const AdaptedModel model = open_adapted(arguments.input, /*need_weights=*/true);
   ComposeOptions options;
@@ -73,7 +73,7 @@ void compose_model(const Arguments& arguments, const GlobalOptions& globals) {
   if (!arguments.layers.empty()) options.layers = parse_layers(arguments.layers);
   if (!arguments.offsets.empty()) options.offsets = parse_offsets(arguments.offsets);
   for (const std::string& text : arguments.between) options.between.push_back(layer_pair(text));
-  const ComposeSource source = source_of(model, threads);
+  const ComposeSource source = compose_source(model, threads);
   Json result = compose(source, options);
   result["model"] = lora_facts(model);
   const std::filesystem::path out = arguments.out;
@@ -84,7 +84,7 @@ void compose_model(const Arguments& arguments, const GlobalOptions& globals) {
   if (globals.json) {
     std::printf("%s\n", result.dump().c_str());
   } else {
-    print(result);
+    print_pairs(result);
     std::printf("%s\n", (out / "compose.json").c_str());
   }
 }
@@ -92,7 +92,7 @@ void compose_model(const Arguments& arguments, const GlobalOptions& globals) {
 }  // namespace
 
 void add_lora_compose(CLI::App& lora, const GlobalOptions& globals) {
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<ComposeArguments>();
   CLI::App* command = lora.add_subcommand(
       "compose",
       "Which heads an adapter rewires: how what one head writes meets what a later one reads.\n\n"

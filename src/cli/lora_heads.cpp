@@ -11,7 +11,7 @@
 namespace subspace {
 namespace {
 
-struct Arguments {
+struct HeadsArguments {
   LoraInput input;
   std::string out, layers, offsets, second_moment;
   bool fold_norm = false;
@@ -46,7 +46,7 @@ std::vector<std::int64_t> chosen_layers(const AdaptedModel& model, const std::st
   return layers;
 }
 
-HeadsOptions options_of(const Arguments& arguments, const GlobalOptions& globals,
+HeadsOptions options_of(const HeadsArguments& arguments, const GlobalOptions& globals,
                         const AdaptedModel& model) {
   HeadsOptions options;
   options.out = arguments.out;
@@ -60,7 +60,7 @@ HeadsOptions options_of(const Arguments& arguments, const GlobalOptions& globals
   return options;
 }
 
-HeadsSource source_of(const AdaptedModel& model, int threads) {
+HeadsSource heads_source(const AdaptedModel& model, int threads) {
   HeadsSource source;
   source.load = [&model, threads](std::int64_t layer) { return model.load(layer, threads); };
   source.change = [&model, threads](std::int64_t layer) { return model.change(layer, threads); };
@@ -160,12 +160,12 @@ void print_strongest(const Json& result) {
   }
 }
 
-void heads(const Arguments& arguments, const GlobalOptions& globals) {
+void heads(const HeadsArguments& arguments, const GlobalOptions& globals) {
   const int threads = chosen_threads(globals);
   const AdaptedModel model = open_adapted(arguments.input, /*need_weights=*/true);
   HeadsOptions options = options_of(arguments, globals, model);
   options.on_layer = show_layer;
-  const Json result = run_lora_heads(source_of(model, threads), options);
+  const Json result = run_lora_heads(heads_source(model, threads), options);
   if (globals.json) {
     std::printf("%s\n", result.dump().c_str());
     return;
@@ -177,12 +177,12 @@ void heads(const Arguments& arguments, const GlobalOptions& globals) {
                       arguments.out));
 }
 
-void rope(const Arguments& arguments, const GlobalOptions& globals) {
+void rope(const HeadsArguments& arguments, const GlobalOptions& globals) {
   const int threads = chosen_threads(globals);
   const AdaptedModel model = open_adapted(arguments.input, /*need_weights=*/true);
   HeadsOptions options = options_of(arguments, globals, model);
   options.curve = options.window;
-  const Json result = run_lora_rope(source_of(model, threads), options);
+  const Json result = run_lora_rope(heads_source(model, threads), options);
   if (globals.json) {
     std::printf("%s\n", result.dump().c_str());
     return;
@@ -205,7 +205,7 @@ void rope(const Arguments& arguments, const GlobalOptions& globals) {
   message(fmt::format("\nresults in {}: rope.json, rope.csv", arguments.out));
 }
 
-void add_options(CLI::App& command, Arguments& arguments) {
+void add_options(CLI::App& command, HeadsArguments& arguments) {
   add_lora_input(command, arguments.input);
   command.add_option("--out", arguments.out, "folder for the results")->required();
   command.add_option("--layers", arguments.layers,
@@ -223,7 +223,7 @@ void add_options(CLI::App& command, Arguments& arguments) {
 }  // namespace
 
 void add_lora_heads(CLI::App& lora, const GlobalOptions& globals) {
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<HeadsArguments>();
   CLI::App* command = lora.add_subcommand(
       "heads",
       "What the adapter does to each head: its patterns QK and messages VO in terms of the base\n"
@@ -239,7 +239,7 @@ void add_lora_heads(CLI::App& lora, const GlobalOptions& globals) {
 }
 
 void add_lora_rope(CLI::App& lora, const GlobalOptions& globals) {
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<HeadsArguments>();
   CLI::App* command = lora.add_subcommand(
       "rope",
       "How the change of each head's patterns depends on the distance of query and key, and which\n"

@@ -179,7 +179,7 @@ void print_modules(const Json& modules) {
       "  `lora heads` has sizes that do not.\n");
 }
 
-void print(const Json& r) {
+void print_adapter(const Json& r) {
   auto line = [](const char* name, const std::string& value) {
     if (!value.empty()) std::printf("%-16s %s\n", name, value.c_str());
   };
@@ -242,7 +242,7 @@ void add_lora_inspect(CLI::App& lora, const GlobalOptions& globals) {
     if (globals.json) {
       std::printf("%s\n", result.dump().c_str());
     } else {
-      print(result);
+      print_adapter(result);
     }
   });
 }

@@ -8,12 +8,12 @@
 namespace subspace {
 namespace {
 
-struct Arguments {
+struct SelftestArguments {
   std::int64_t cases = 20;
   std::uint64_t seed = 1;
 };
 
-void selftest(const Arguments& arguments, const GlobalOptions& globals) {
+void selftest(const SelftestArguments& arguments, const GlobalOptions& globals) {
   chosen_threads(globals);
   Json rows = Json::array();
   std::int64_t failed = 0;
@@ -55,7 +55,7 @@ void selftest(const Arguments& arguments, const GlobalOptions& globals) {
 }  // namespace
 
 void add_lora_selftest(CLI::App& lora, const GlobalOptions& globals) {
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<SelftestArguments>();
   CLI::App* command = lora.add_subcommand(
       "selftest",
       "The algebra checked on this machine: every property on random small models against\n"

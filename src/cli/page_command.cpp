@@ -7,7 +7,7 @@
 namespace subspace {
 namespace {
 
-struct Arguments {
+struct PageArguments {
   std::vector<std::string> runs;
   std::string out;
   ReportOptions options;
@@ -17,7 +17,7 @@ struct Arguments {
 
 void add_page_command(CLI::App& app, const GlobalOptions& globals, const std::string& description,
                       const std::string& runs, WritePage write) {
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<PageArguments>();
   CLI::App* command = app.add_subcommand("report", description);
   command->add_option("runs", arguments->runs, runs)->required();
   command->add_option("--out", arguments->out, "the page to write")->required();

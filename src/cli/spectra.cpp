@@ -12,7 +12,7 @@
 namespace subspace {
 namespace {
 
-struct Arguments {
+struct SpectraArguments {
   std::string model, out, layers, normalize = "none", offsets, space = "latent",
                                   conventions = "default";
   bool fold_norms = false, exact = false, mark_nonfinite = false, resume = false, force = false;
@@ -40,7 +40,7 @@ std::string cell(const Json& entry) {
                      stack.at("random").at("rank_0.99").get<std::int64_t>());
 }
 
-void print_table(const Json& summary) {
+void print_summary(const Json& summary) {
   std::printf(
       "Effective rank at 99%% of the energy, found/by chance (per head: median over heads).\n");
   std::vector<std::string> columns;
@@ -92,7 +92,7 @@ HeadScaling scaling(const std::string& name) {
   return HeadScaling::none;
 }
 
-void spectra(const Arguments& arguments, const GlobalOptions& globals) {
+void spectra(const SpectraArguments& arguments, const GlobalOptions& globals) {
   RunOptions options;
   options.model = resolve_model(arguments.model);
   options.model_name = std::filesystem::path(arguments.model).filename().string();
@@ -131,7 +131,7 @@ void spectra(const Arguments& arguments, const GlobalOptions& globals) {
     std::printf("%s\n", summary.dump().c_str());
     return;
   }
-  print_table(summary);
+  print_summary(summary);
   message(fmt::format("\n{} of {} read in {}; results in {} (subspace report {} --out report.html)",
                       format_bytes(summary.at("bytes_read").get<std::uint64_t>()),
                       format_bytes(summary.at("bytes_in_checkpoint").get<std::uint64_t>()),
@@ -142,7 +142,7 @@ void spectra(const Arguments& arguments, const GlobalOptions& globals) {
 }  // namespace
 
 void add_spectra(CLI::App& app, const GlobalOptions& globals) {
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<SpectraArguments>();
   CLI::App* command = app.add_subcommand(
       "spectra",
       "All singular values of every attention matrix of a model: per head, stacked per layer,\n"

@@ -9,7 +9,7 @@
 namespace subspace {
 namespace {
 
-struct Arguments {
+struct SweepArguments {
   std::string file, data, out;
   bool deterministic = false;
 };
@@ -22,7 +22,7 @@ std::string cell(const Json& numbers, const std::string& name) {
                         : fmt::format("{:.4g} +- {:.2g}", mean, half.get<double>());
 }
 
-void print_table(const Json& table) {
+void print_sweep(const Json& table) {
   const char* columns[] = {"held_out_loss",     "held_out_accuracy", "held_out_perplexity",
                            "tokens_per_second", "milliseconds",      "overlap_of_layers"};
   std::vector<std::string> shown;
@@ -49,7 +49,7 @@ void print_table(const Json& table) {
   }
 }
 
-void sweep(const Arguments& arguments, const GlobalOptions& globals) {
+void sweep(const SweepArguments& arguments, const GlobalOptions& globals) {
   const train::SweepPlan plan = train::read_sweep(arguments.file);
   train::SweepOptions options;
   options.out = arguments.out;
@@ -61,14 +61,14 @@ void sweep(const Arguments& arguments, const GlobalOptions& globals) {
   if (globals.json) {
     std::printf("%s\n", table.dump().c_str());
   } else {
-    print_table(table);
+    print_sweep(table);
   }
 }
 
 }  // namespace
 
 void add_sweep(CLI::App& app, const GlobalOptions& globals) {
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<SweepArguments>();
   CLI::App* command = app.add_subcommand(
       "sweep",
       "Trains (or times) every combination of a grid of settings, each with several seeds, and\n"

@@ -10,13 +10,13 @@
 namespace subspace {
 namespace {
 
-struct Arguments {
+struct SynthArguments {
   std::string config, out, dtype = "bf16", spectrum = "gaussian";
   std::int64_t layers = 0;
   std::uint64_t seed = 0;
 };
 
-void synth(const Arguments& arguments, const GlobalOptions& globals) {
+void synth(const SynthArguments& arguments, const GlobalOptions& globals) {
   SynthOptions options;
   std::optional<std::int64_t> layers;
   if (arguments.layers > 0) layers = arguments.layers;
@@ -47,7 +47,7 @@ void synth(const Arguments& arguments, const GlobalOptions& globals) {
 }  // namespace
 
 void add_synth(CLI::App& app, const GlobalOptions& globals) {
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<SynthArguments>();
   CLI::App* command = app.add_subcommand(
       "synth",
       fmt::format(

@@ -8,14 +8,14 @@
 namespace subspace {
 namespace {
 
-struct Arguments {
+struct TrainArguments {
   std::string config, data, out, base;
   std::vector<std::string> sets;
   std::int64_t steps = 0, seed = -1;
   bool resume = false, deterministic = false;
 };
 
-void train_model(const Arguments& arguments, const GlobalOptions& globals) {
+void train_model(const TrainArguments& arguments, const GlobalOptions& globals) {
   const std::string base = arguments.base.empty() ? "" : resolve_model(arguments.base).string();
   train::Experiment experiment = train::read_experiment(arguments.config, arguments.sets, base);
   if (arguments.steps > 0) experiment.train["steps"] = arguments.steps;
@@ -36,7 +36,7 @@ void train_model(const Arguments& arguments, const GlobalOptions& globals) {
 }  // namespace
 
 void add_train(CLI::App& app, const GlobalOptions& globals) {
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<TrainArguments>();
   CLI::App* command = app.add_subcommand(
       "train",
       "Pre-trains a model on data that `python -m subspace.prepare` made. A killed run goes on "

@@ -84,11 +84,11 @@ constexpr std::array<std::pair<const char*, DataKind>, 3> kKinds = {
      {"images", DataKind::Images}}};
 constexpr std::array<std::pair<const char*, TextStyle>, 2> kStyles = {
     {{"encoder", TextStyle::Encoder}, {"decoder", TextStyle::Decoder}}};
-constexpr std::array<std::pair<const char*, NpyType>, 5> kTypes = {{{"uint8", NpyType::U8},
-                                                                    {"uint16", NpyType::U16},
-                                                                    {"uint32", NpyType::U32},
-                                                                    {"int32", NpyType::I32},
-                                                                    {"int64", NpyType::I64}}};
+constexpr std::array<std::pair<const char*, NpyType>, 5> kTypeNames = {{{"uint8", NpyType::U8},
+                                                                        {"uint16", NpyType::U16},
+                                                                        {"uint32", NpyType::U32},
+                                                                        {"int32", NpyType::I32},
+                                                                        {"int64", NpyType::I64}}};
 
 TokenizerMeta parse_tokenizer(const Fields& fields) {
   TokenizerMeta tokenizer;
@@ -145,7 +145,7 @@ ArrayMeta parse_array(const Fields& fields) {
     fail(ErrorCode::InvalidValue, "{}: 'file' is '{}'; expected the name of a file of the folder",
          fields.where(), array.file.substr(0, 80));
   }
-  array.type = chosen(fields, "dtype", kTypes);
+  array.type = chosen(fields, "dtype", kTypeNames);
   array.shape = integers(fields, "shape", 0, kMaxCount);
   array.bytes = static_cast<std::uint64_t>(count(fields, "bytes"));
   array.sha256 = hash(fields, "sha256");

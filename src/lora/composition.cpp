@@ -61,9 +61,9 @@ Near near_of(const Wiring& wiring, const Wiring::Reads& reads, std::int64_t head
   return {reads.w[group], reads.a, reads.b[group]};
 }
 
-double quotient(double a, double b) { return b > 0 ? a / b : kNaN; }
-
 }  // namespace
+
+double quotient(double a, double b) { return b > 0 ? a / b : kNaN; }
 
 const char* mode_name(Mode mode) { return mode == Mode::q ? "Q" : mode == Mode::k ? "K" : "V"; }
 

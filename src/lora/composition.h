@@ -18,6 +18,9 @@ const char* mode_name(Mode mode);
 enum class Route { bn, nb, nn };
 inline constexpr std::array<const char*, 3> kRouteNames = {"bn", "nb", "nn"};
 
+/// a / b of norms: NaN where b is not above zero, for a score that has nothing to be relative to.
+double quotient(double a, double b);
+
 /// One head as a writer, M1 = V O, ready to be composed. M1' = V' O' with V' = V + dV and
 /// O' = O + A B. left0 and left1 are the columns of T in [V | dV] = Q T (thin QR): Q is an isometry
 /// and no norm sees it.

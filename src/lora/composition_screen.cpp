@@ -4,10 +4,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "base/error.h"
 #include "base/random.h"
+#include "lora/low_rank.h"
 
 namespace subspace {
 namespace {
@@ -20,11 +20,6 @@ constexpr std::int64_t kWidestDouble = 1024;
 
 at::ScalarType wide_type(std::int64_t width) {
   return width > kWidestDouble ? at::kFloat : at::kDouble;
-}
-
-/// [groups, ..] -> [heads, ..]
-at::Tensor for_heads(const at::Tensor& x, std::int64_t heads) {
-  return x.size(0) == heads ? x : x.repeat_interleave(heads / x.size(0), 0);
 }
 
 /// [heads, ..] summed over the heads of a group.
@@ -67,9 +62,6 @@ at::Tensor all_pairs(const at::Tensor& a, const at::Tensor& b) {
 }
 
 double total_of(const at::Tensor& x) { return x.sum().item<double>(); }
-double quotient(double a, double b) {
-  return b > 0 ? a / b : std::numeric_limits<double>::quiet_NaN();
-}
 
 const Wiring::Reads& near_side(const Wiring& wiring, Mode mode) {
   return mode == Mode::q ? wiring.q : mode == Mode::k ? wiring.k : wiring.v;

@@ -49,9 +49,9 @@ c10::SymInt rows_generated(const Tensor& index, const Tensor& z) {
   return generates_chosen(index, z) ? index.sym_size(0) * index.sym_size(1) : z.sym_size(0);
 }
 
-void check_backward(const Tensor& grad, const Tensor& xp, const Tensor& scores, const Tensor& index,
-                    const Tensor& z, const Tensor& w1, const Tensor& p, const Tensor& pre,
-                    const Tensor& table) {
+void check_ethos_backward(const Tensor& grad, const Tensor& xp, const Tensor& scores,
+                          const Tensor& index, const Tensor& z, const Tensor& w1, const Tensor& p,
+                          const Tensor& pre, const Tensor& table) {
   const char* op = "ethos_experts_backward";
   check_ethos(op, xp, scores, index, z, w1);
   const Arguments arguments(op);
@@ -136,7 +136,7 @@ Tensors4 ethos_forward(const Tensor& xp, const Tensor& scores, const Tensor& ind
 Tensors4 ethos_backward_meta(const Tensor& grad, const Tensor& xp, const Tensor& scores,
                              const Tensor& index, const Tensor& z, const Tensor& w1,
                              const Tensor& p, const Tensor& pre, const Tensor& table) {
-  check_backward(grad, xp, scores, index, z, w1, p, pre, table);
+  check_ethos_backward(grad, xp, scores, index, z, w1, p, pre, table);
   const auto like = [](const Tensor& t) { return at::empty_symint(t.sym_sizes(), t.options()); };
   return {like(xp), like(scores), like(z), like(w1)};
 }
@@ -144,7 +144,7 @@ Tensors4 ethos_backward_meta(const Tensor& grad, const Tensor& xp, const Tensor&
 Tensors4 ethos_backward(const Tensor& grad, const Tensor& xp, const Tensor& scores,
                         const Tensor& index, const Tensor& z, const Tensor& w1, const Tensor& p,
                         const Tensor& pre, const Tensor& table) {
-  check_backward(grad, xp, scores, index, z, w1, p, pre, table);
+  check_ethos_backward(grad, xp, scores, index, z, w1, p, pre, table);
   const Scope scope(xp);
   const Tensor g = ready(grad), vectors = ready(xp), whole_index = ready(index);
   const Tensor weights = ready(scores.to(at::kFloat)), whole_p = ready(p);

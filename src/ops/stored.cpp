@@ -7,7 +7,7 @@
 namespace subspace::ops {
 namespace {
 
-constexpr std::int64_t kLimit = std::int64_t{1} << 31;
+constexpr std::int64_t kStoredLimit = std::int64_t{1} << 31;
 constexpr std::int64_t kMostSelections = 4096;
 
 void check_stored(const char* op, const Tensor& x, const Tensor& scores, const Tensor& index,
@@ -29,12 +29,13 @@ void check_stored(const char* op, const Tensor& x, const Tensor& scores, const T
   arguments.width("d (the width of x)", x.sym_size(1), 4096);
   arguments.below("selections of a token", scores.sym_size(1), kMostSelections + 1);
   arguments.below("selections (tokens times selections of each)",
-                  x.sym_size(0) * scores.sym_size(1), kLimit);
-  arguments.below("experts", down.sym_size(0), kLimit);
+                  x.sym_size(0) * scores.sym_size(1), kStoredLimit);
+  arguments.below("experts", down.sym_size(0), kStoredLimit);
 }
 
-void check_backward(const Tensor& grad, const Tensor& x, const Tensor& scores, const Tensor& index,
-                    const Tensor& down, const Tensor& up, const Tensor& p) {
+void check_stored_backward(const Tensor& grad, const Tensor& x, const Tensor& scores,
+                           const Tensor& index, const Tensor& down, const Tensor& up,
+                           const Tensor& p) {
   const char* op = "stored_experts_backward";
   check_stored(op, x, scores, index, down, up);
   const Arguments arguments(op);
@@ -84,7 +85,7 @@ Tensors2 stored_forward(const Tensor& x, const Tensor& scores, const Tensor& ind
 Tensors4 stored_backward_meta(const Tensor& grad, const Tensor& x, const Tensor& scores,
                               const Tensor& index, const Tensor& down, const Tensor& up,
                               const Tensor& p) {
-  check_backward(grad, x, scores, index, down, up, p);
+  check_stored_backward(grad, x, scores, index, down, up, p);
   const auto like = [](const Tensor& t) { return at::empty_symint(t.sym_sizes(), t.options()); };
   return {like(x), like(scores), like(down), like(up)};
 }
@@ -92,7 +93,7 @@ Tensors4 stored_backward_meta(const Tensor& grad, const Tensor& x, const Tensor&
 Tensors4 stored_backward(const Tensor& grad, const Tensor& x, const Tensor& scores,
                          const Tensor& index, const Tensor& down, const Tensor& up,
                          const Tensor& p) {
-  check_backward(grad, x, scores, index, down, up, p);
+  check_stored_backward(grad, x, scores, index, down, up, p);
   const Scope scope(x);
   const Tensor g = ready(grad), vectors = ready(x), whole_index = ready(index), first = ready(down),
                second = ready(up), whole_p = ready(p);

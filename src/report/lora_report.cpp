@@ -16,7 +16,7 @@ constexpr std::int64_t kMostLayers = 100'000;
 constexpr JsonLimits kLimits = {.max_bytes = std::size_t{2} << 30, .max_depth = 16};
 
 /// In the order in which they are joined to one script: each uses only what stands before it.
-const std::vector<const char*> kScripts = {
+const std::vector<const char*> kLoraScripts = {
     "chunks.js",      "selection.js",    "lora_data.js",     "stats.js",
     "theme.js",       "dom.js",          "figure.js",        "lora_parts.js",
     "lora_size.js",   "lora_terms.js",   "lora_features.js", "lora_spectrum.js",
@@ -175,7 +175,7 @@ void write_lora_report(const std::vector<fs::path>& folders, const fs::path& out
             .title = "Adapters: ",
             .data = {},
             .chunks = {},
-            .scripts = kScripts};
+            .scripts = kLoraScripts};
   Json runs = Json::array();
   for (const fs::path& folder : folders) {
     runs.push_back(pack_run(folder, page.chunks));

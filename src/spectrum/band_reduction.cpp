@@ -8,7 +8,7 @@ namespace subspace {
 namespace {
 
 /// Half of a diagonal block is work in vain; narrow products are slow.
-constexpr std::int64_t kBlock = 512;
+constexpr std::int64_t kStrip = 512;
 
 struct Reflections {
   at::Tensor v;  // [m, k] unit lower trapezoidal
@@ -48,7 +48,7 @@ Reflections factor_panel(const at::Tensor& panel) {
 class Blocks {
  public:
   explicit Blocks(const at::Tensor& a) : a_(a), n_(a.size(0)) {
-    for (std::int64_t j = 0; j < n_; j += kBlock) {
+    for (std::int64_t j = 0; j < n_; j += kStrip) {
       const std::int64_t e = end(j);
       at::Tensor diagonal = part(j, e, j, e);
       diagonal.copy_(diagonal.tril() + diagonal.tril(-1).t());
@@ -87,7 +87,7 @@ class Blocks {
 
  private:
   /// Where the block that row j belongs to ends.
-  std::int64_t end(std::int64_t j) const { return std::min(j / kBlock * kBlock + kBlock, n_); }
+  std::int64_t end(std::int64_t j) const { return std::min(j / kStrip * kStrip + kStrip, n_); }
 
   const at::Tensor& a_;
   std::int64_t n_;

@@ -103,15 +103,15 @@ TEST_P(Gated, GatesOfOneMatrixAreTheModelWithThatMatrixAlone) {
   nn::Input input;
   input.tokens = tokens();
   const GatedModel model(folder_, changes_, at::kDouble, 1);
-  const Term terms[] = {Term::q, Term::k, Term::v, Term::o};
-  for (const Term term : terms) {
+  const GatedTerm terms[] = {GatedTerm::q, GatedTerm::k, GatedTerm::v, GatedTerm::o};
+  for (const GatedTerm term : terms) {
     std::vector<LayerChange> alone(3);
     for (std::size_t i = 0; i < 3; ++i) {
       alone[i].index = changes_[i].index;
-      if (term == Term::q) alone[i].q = changes_[i].q, alone[i].q_bias = changes_[i].q_bias;
-      if (term == Term::k) alone[i].k = changes_[i].k;
-      if (term == Term::v) alone[i].v = changes_[i].v;
-      if (term == Term::o) alone[i].o = changes_[i].o, alone[i].o_bias = changes_[i].o_bias;
+      if (term == GatedTerm::q) alone[i].q = changes_[i].q, alone[i].q_bias = changes_[i].q_bias;
+      if (term == GatedTerm::k) alone[i].k = changes_[i].k;
+      if (term == GatedTerm::v) alone[i].v = changes_[i].v;
+      if (term == GatedTerm::o) alone[i].o = changes_[i].o, alone[i].o_bias = changes_[i].o_bias;
     }
     at::Tensor gates = model.gates(0);
     gates.select(1, static_cast<std::int64_t>(term)).fill_(1);
@@ -141,8 +141,8 @@ TEST_P(Gated, GatesOfOneHeadAreTheAdapterOnThatHead) {
   for (LayerChange& change : without_biases) change.q_bias = change.o_bias = at::Tensor();
   const GatedModel plain(folder_, without_biases, at::kDouble, 1);
   at::Tensor gates = plain.gates(0);
-  gates[1][static_cast<std::int64_t>(Term::q)][2] = 1;
-  gates[1][static_cast<std::int64_t>(Term::o)][2] = 1;
+  gates[1][static_cast<std::int64_t>(GatedTerm::q)][2] = 1;
+  gates[1][static_cast<std::int64_t>(GatedTerm::o)][2] = 1;
   expect_equal(plain.hidden(input.tokens, gates),
                GatedModel(folder_, alone, at::kDouble, 1).merged(1)->hidden(input));
 }

@@ -17,26 +17,26 @@ using testing::expect_close;
 using testing::normal;
 
 /// Of the one head that there is.
-at::Tensor matrix(const std::vector<std::vector<double>>& rows) {
+at::Tensor one_head(const std::vector<std::vector<double>>& rows) {
   return testing::matrix(rows).unsqueeze(0);
 }
 
 /// The specification's first example: d = 3, one head of width 2, adapters on q and k.
 AttentionLayer example_layer() {
   AttentionLayer layer;
-  layer.q = matrix({{1, 0}, {0, 1}, {0, 0}});
-  layer.k = matrix({{1, 0}, {0, 2}, {0, 0}});
-  layer.v = matrix({{1}, {0}, {0}});
-  layer.o = matrix({{0, 2, 0}});
+  layer.q = one_head({{1, 0}, {0, 1}, {0, 0}});
+  layer.k = one_head({{1, 0}, {0, 2}, {0, 0}});
+  layer.v = one_head({{1}, {0}, {0}});
+  layer.o = one_head({{0, 2, 0}});
   return layer;
 }
 
 LayerChange example_change() {
   LayerChange change;
-  change.q = {matrix({{0}, {0}, {1}}), matrix({{1, 0}}), {}, {}};
-  change.k = {matrix({{0}, {0}, {1}}), matrix({{1, 1}}), {}, {}};
-  change.v = {matrix({{0}, {1}, {0}}), matrix({{3}}), {}, {}};
-  change.o = {matrix({{1}}), matrix({{0, 0, 1}}), {}, {}};
+  change.q = {one_head({{0}, {0}, {1}}), one_head({{1, 0}}), {}, {}};
+  change.k = {one_head({{0}, {0}, {1}}), one_head({{1, 1}}), {}, {}};
+  change.v = {one_head({{0}, {1}, {0}}), one_head({{3}}), {}, {}};
+  change.o = {one_head({{1}}), one_head({{0, 0, 1}}), {}, {}};
   return change;
 }
 
@@ -90,21 +90,21 @@ TEST(CircuitMetrics, MessagesOfTheSecondExampleByHand) {
 
 TEST(CircuitMetrics, RotationOfTheThirdExampleByHand) {
   AttentionLayer layer;
-  layer.q = matrix({{1, 0}, {0, 1}});
-  layer.k = matrix({{1, 0}, {0, 1}});
-  layer.v = matrix({{1}, {0}});
-  layer.o = matrix({{1, 0}});
+  layer.q = one_head({{1, 0}, {0, 1}});
+  layer.k = one_head({{1, 0}, {0, 1}});
+  layer.v = one_head({{1}, {0}});
+  layer.o = one_head({{1, 0}});
   layer.rotary = {Rotary::Layout::half, 2, 0, {std::acos(0.0)}, 1};
   LayerChange change;
-  change.q = {matrix({{1}, {0}}), matrix({{0, 1}}), {}, {}};
+  change.q = {one_head({{1}, {0}}), one_head({{0, 1}}), {}, {}};
   const Circuit circuit = circuits(layer, change)[0];
   const auto q_term = [&](double delta) {
     const Circuit turned = at_offset(circuit, delta);
     return term_factors(turned, terms_of(turned)[1]).dense();
   };
-  expect_close(q_term(0), matrix({{0, 1}, {0, 0}}));
-  expect_close(q_term(1), matrix({{-1, 0}, {0, 0}}));
-  expect_close(q_term(2), matrix({{0, -1}, {0, 0}}));
+  expect_close(q_term(0), one_head({{0, 1}, {0, 0}}));
+  expect_close(q_term(1), one_head({{-1, 0}, {0, 0}}));
+  expect_close(q_term(2), one_head({{0, -1}, {0, 0}}));
   HeadsOptions options;
   options.window = {0, 1, 2};
   options.curve = {0, 1};
@@ -117,14 +117,14 @@ TEST(CircuitMetrics, RotationOfTheThirdExampleByHand) {
 
 TEST(CircuitMetrics, CompositionOfTheFourthExampleByHand) {
   // Writer e1 e2^T; reader W_Q = e3, W_K = e1 with A_q = e2, B_q = 1.
-  const LowRank writer = {matrix({{1}, {0}, {0}}), matrix({{0}, {1}, {0}})};
+  const LowRank writer = {one_head({{1}, {0}, {0}}), one_head({{0}, {1}, {0}})};
   AttentionLayer layer;
-  layer.q = matrix({{0}, {0}, {1}});
-  layer.k = matrix({{1}, {0}, {0}});
+  layer.q = one_head({{0}, {0}, {1}});
+  layer.k = one_head({{1}, {0}, {0}});
   layer.v = layer.k;
-  layer.o = matrix({{1, 0, 0}});
+  layer.o = one_head({{1, 0, 0}});
   LayerChange change;
-  change.q = {matrix({{0}, {1}, {0}}), matrix({{1}}), {}, {}};
+  change.q = {one_head({{0}, {1}, {0}}), one_head({{1}}), {}, {}};
   const Circuit reader = circuits(layer, change)[0];
   const auto norm = [](const LowRank& x) { return std::sqrt(inner(x, x).item<double>()); };
   const auto score = [&](const LowRank& read) {

@@ -10,13 +10,13 @@
 namespace subspace::nn {
 namespace {
 
-constexpr const char* kLatent =
+constexpr const char* kLatentFields =
     R"("q_lora_rank": 16, "kv_lora_rank": 8, "qk_rope_head_dim": 8, "v_head_dim": 16,
        "hidden_size": 32, "intermediate_size": 24)";
 
 std::vector<testing::Variant> sizes_that_fit() {
   const auto with = [](const std::string& more) {
-    return std::string("{") + kLatent + ", " + more + "}";
+    return std::string("{") + kLatentFields + ", " + more + "}";
   };
   return {
       {"mha", "subspace_encoder",
