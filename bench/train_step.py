@@ -5,7 +5,9 @@ weights, PyTorch's scaled dot product attention, fused AdamW, clipping, the head
 positions only and the vocabulary padded to a multiple of 64. `as usual` has the head everywhere and
 no padding. Ours is the program bench/train_engine, which runs the trainer's own engine.
 
-    ./run bench train_step [--record] [--program build/cuda/bench/train_engine] [--only PART,...]
+    ./run bench train_step [--device cpu] [--record] [--program PATH] [--only PART,...]
+
+On a CPU the same, in float32, with batches that fit its patience.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import json
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -20,6 +23,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy, rms_norm, scaled_dot_product_attention, silu
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "bench"))
+from common.machine import processor  # noqa: E402
+
 PEAK = {"NVIDIA H200": 792e12}  # measured: bfloat16 products of random numbers
 
 
@@ -114,15 +120,15 @@ class Plain(nn.Module):
         return cross_entropy((x @ self.embedding.weight.T).float(), targets)
 
 
-def batch_of(c, rows, masked_only):
+def batch_of(c, rows, masked_only, device):
     torch.manual_seed(1)
     length, vocabulary = c["max_position_embeddings"], c["vocab_size"]
     # As many small numbers as in text; the engine's own batches are drawn alike.
-    tokens = (vocabulary ** torch.rand(rows, length, device="cuda")).long() - 1
+    tokens = (vocabulary ** torch.rand(rows, length, device=device)).long() - 1
     if c["model_type"].endswith("decoder"):
         return tokens, None, tokens.flatten().roll(-1)
     count = round(0.15 * rows * length)
-    masked = torch.rand(rows * length, device="cuda").argsort()[:count].sort().values
+    masked = torch.rand(rows * length, device=device).argsort()[:count].sort().values
     if masked_only:
         return tokens, masked, tokens.flatten()[masked]
     targets = torch.full_like(tokens.flatten(), -100)
@@ -130,10 +136,16 @@ def batch_of(c, rows, masked_only):
     return tokens, None, targets
 
 
-def milliseconds(work, steps=10, repeats=3):
-    for _ in range(4):
+def milliseconds(work, device, steps=10, repeats=3):
+    for _ in range(4 if device == "cuda" else 1):
         work()
     times = []
+    if device == "cpu":
+        for _ in range(repeats):
+            start = time.perf_counter()
+            work()
+            times.append(1e3 * (time.perf_counter() - start))
+        return statistics.median(times)
     for _ in range(repeats):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
@@ -145,11 +157,11 @@ def milliseconds(work, steps=10, repeats=3):
     return statistics.median(times)
 
 
-def stepper(model, loss_of):
+def stepper(model, loss_of, device):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01, fused=True)
 
     def step():
-        with torch.autocast("cuda", torch.bfloat16):
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             loss = loss_of()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -159,11 +171,11 @@ def stepper(model, loss_of):
     return step
 
 
-def plain(c, rows, usual=False, compiled=None):
-    model = Plain(c, pad=not usual).cuda()
-    batch = batch_of(c, rows, masked_only=not usual)
+def plain(c, rows, usual=False, compiled=None, device="cuda"):
+    model = Plain(c, pad=not usual).to(device)
+    batch = batch_of(c, rows, not usual, device)
     run = torch.compile(model, mode=compiled) if compiled else model
-    return milliseconds(stepper(model, lambda: run(*batch)))
+    return milliseconds(stepper(model, lambda: run(*batch), device), device)
 
 
 def transformers_decoder(c, rows):
@@ -177,9 +189,10 @@ def transformers_decoder(c, rows):
         first_k_dense_replace=c["num_hidden_layers"], attn_implementation="sdpa", use_cache=False,
     )  # fmt: skip
     model = DeepseekV3ForCausalLM(config).cuda()
-    tokens = batch_of(c, rows, True)[0]
+    tokens = batch_of(c, rows, True, "cuda")[0]
     run = torch.compile(model)
-    return milliseconds(stepper(model, lambda: run(input_ids=tokens, labels=tokens).loss))
+    work = stepper(model, lambda: run(input_ids=tokens, labels=tokens).loss, "cuda")
+    return milliseconds(work, "cuda")
 
 
 def ours(program, config, rows, *options):
@@ -191,9 +204,27 @@ def ours(program, config, rows, *options):
     return json.loads(result.stdout)
 
 
+def read(config):
+    return json.loads((ROOT / "configs" / f"{config}.json").read_text())
+
+
+def cpu_cases(program):
+    found = {}
+    for config, rows in (("encoder-mla-o", 16), ("encoder-mha", 16), ("decoder-mla-o", 2)):
+        c = read(config)
+        found[f"{config} x {rows}, subspace"] = (
+            config, rows,
+            lambda f=config, r=rows: ours(program, f, r, "--device", "cpu", "--steps", 1,
+                                          "--warmup", 1))  # fmt: skip
+        found[f"{config} x {rows}, plain, eager"] = (
+            config, rows, lambda c=c, r=rows: plain(c, r, device="cpu"))  # fmt: skip
+        found[f"{config} x {rows}, plain, compiled"] = (
+            config, rows, lambda c=c, r=rows: plain(c, r, False, "default", "cpu"))  # fmt: skip
+    return found
+
+
 def cases(program):
     """name -> (configuration, rows, what gives milliseconds or our program's object)."""
-    read = lambda name: json.loads((ROOT / "configs" / f"{name}.json").read_text())  # noqa: E731
     found = {}
     for config, rows in (("encoder-mla-o", 256), ("decoder-mla-o", 64)):
         c = read(config)
@@ -229,23 +260,28 @@ def write_record(device, rows):
     ).stdout.strip()  # fmt: skip
     record = {"benchmark": "train_step", "commit": described or None, "device": device,
               "torch": torch.__version__, "rows": rows}  # fmt: skip
-    path = ROOT / "bench" / "results" / f"train_step-{device.split()[1].lower()}.json"
+    kind = device.split()[1].lower() if device.startswith("NVIDIA") else "cpu"
+    path = ROOT / "bench" / "results" / f"train_step-{kind}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--record", action="store_true", help="write bench/results/")
-    parser.add_argument("--program", default=ROOT / "build" / "cuda" / "bench" / "train_engine")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--program", help="bench/train_engine of a build (default: build/cuda's or "
+                        "build/release's)")
     parser.add_argument("--only", default="", help="parts of names, separated by commas")
     options = parser.parse_args()
-    if not torch.cuda.is_available():
-        print("train_step: needs a CUDA device; bench/train_engine measures ours on the CPU")
+    on_cpu = options.device == "cpu"
+    if not on_cpu and not torch.cuda.is_available():
+        print("train_step: needs a CUDA device, or --device cpu")
         return
+    program = options.program or ROOT / "build" / ("release" if on_cpu else "cuda") / "bench" / "train_engine"
     torch.set_float32_matmul_precision("high")
-    device = torch.cuda.get_device_name()
+    device = processor() or "CPU" if on_cpu else torch.cuda.get_device_name()
     rows = []
-    for name, (config, batch, measure) in cases(options.program).items():
+    for name, (config, batch, measure) in (cpu_cases if on_cpu else cases)(program).items():
         if options.only and not any(part in name for part in options.only.split(",")):
             continue
         fields = json.loads((ROOT / "configs" / f"{config}.json").read_text())
