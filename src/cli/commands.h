@@ -15,6 +15,7 @@ void add_synth(CLI::App& app, const GlobalOptions& globals);
 void add_export(CLI::App& app, const GlobalOptions& globals);
 void add_forward(CLI::App& app, const GlobalOptions& globals);
 void add_train(CLI::App& app, const GlobalOptions& globals);
+void add_finetune(CLI::App& app, const GlobalOptions& globals);
 void add_sweep(CLI::App& app, const GlobalOptions& globals);
 void add_eval(CLI::App& app, const GlobalOptions& globals);
 void add_init(CLI::App& app, const GlobalOptions& globals);

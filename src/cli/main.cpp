@@ -85,6 +85,7 @@ int main(int argc, char** argv) {
   add_forward(app, globals);
   add_init(app, globals);
   add_train(app, globals);
+  add_finetune(app, globals);
   add_sweep(app, globals);
   add_eval(app, globals);
   app.parse_complete_callback([&] { set_quiet(globals.quiet); });

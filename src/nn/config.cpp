@@ -59,7 +59,7 @@ class Reader {
   }
 
   ModelConfig bert() {
-    text(Task::masked_lm);
+    text(encoder_task());
     encoder_of_transformers();
     out_.token_types = in_.positive_or("type_vocab_size", 2);
     out_.post_norm = true;
@@ -126,7 +126,7 @@ class Reader {
       common(task);
       image();
     } else {
-      text(task);
+      text(task == Task::masked_lm ? encoder_task() : task);
       out_.tied = in_.boolean_or("tie_word_embeddings", true);
     }
     rms();
@@ -166,8 +166,33 @@ class Reader {
     }
   }
 
+  /// transformers tells by the class's name alone what the head of an encoder is.
+  Task encoder_task() const {
+    const Json& json = in_.fields().json();
+    if (!json.contains("architectures") || !json.at("architectures").is_array()) {
+      return Task::masked_lm;
+    }
+    for (const Json& name : json.at("architectures")) {
+      if (name.is_string() && name.get<std::string>().ends_with("ForSequenceClassification")) {
+        return Task::sequence_classification;
+      }
+    }
+    return Task::masked_lm;
+  }
+
+  /// num_labels, or as many as id2label names; 2 without either, as transformers has it.
+  std::int64_t labels() {
+    const auto names = in_.fields().object_if("id2label");
+    return in_.positive_or("num_labels",
+                           names ? static_cast<std::int64_t>(names->json().size()) : 2);
+  }
+
   void text(Task task) {
     common(task);
+    if (task == Task::sequence_classification) {
+      out_.labels = labels();
+      in_.must_be("problem_type", "single_label_classification", "a text is of one class here");
+    }
     out_.vocab = in_.positive("vocab_size");
     out_.positions = in_.positive("max_position_embeddings");
   }
@@ -180,9 +205,7 @@ class Reader {
     if (image.size % image.patch != 0) {
       in_.contradiction("image_size", fmt::format("patch_size {} does not divide it", image.patch));
     }
-    const auto labels = in_.fields().object_if("id2label");
-    image.labels = in_.positive_or("num_labels",
-                                   labels ? static_cast<std::int64_t>(labels->json().size()) : 2);
+    image.labels = labels();
     out_.image = image;
   }
 

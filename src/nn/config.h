@@ -11,8 +11,8 @@
 namespace subspace::nn {
 
 /// What a model is trained to say, and with it what it reads: tokens seen from both sides, tokens
-/// seen from behind, an image.
-enum class Task { masked_lm, causal_lm, image_classification };
+/// seen from behind, an image; tokens seen from both sides whose class as a whole is asked for.
+enum class Task { masked_lm, causal_lm, image_classification, sequence_classification };
 
 /// Norm between the two matrices of a shared output latent: none; one RMSNorm a group on the
 /// latent that its heads have summed; one RMSNorm a head before they sum.
@@ -78,7 +78,8 @@ struct ImageConfig {
 /// `model_type` chooses the architecture and the names of its tensors: `bert`, `llama`,
 /// `deepseek_v3` and `vit` are those of transformers, which loads such checkpoints;
 /// `subspace_encoder`, `subspace_decoder` and `subspace_vit` are pre-norm models with any of the
-/// attentions and outputs below, named after DeepSeek-V3's. docs/models.md lists the fields.
+/// attentions and outputs below, named after DeepSeek-V3's. An encoder whose `architectures` say
+/// ForSequenceClassification has the head of one. docs/models.md lists the fields.
 struct ModelConfig {
   std::string model_type;
   Task task = Task::causal_lm;
@@ -96,8 +97,11 @@ struct ModelConfig {
   FeedForwardConfig feed_forward;
   std::optional<MoeConfig> moe;
   std::optional<ImageConfig> image;
-  Json json;  ///< as it was read
+  std::int64_t labels = 0;  ///< classes of a text; 0: not the task
+  Json json;                ///< as it was read
 
+  /// One answer a sequence, from its first token's vector.
+  bool classifies() const { return image.has_value() || labels > 0; }
   bool is_moe(std::int64_t layer) const { return moe && layer >= moe->first_layer; }
   /// Tokens that one sequence can have: positions, or patches and the class token.
   std::int64_t tokens() const { return image ? image->patches() + 1 : positions; }

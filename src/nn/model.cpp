@@ -88,6 +88,11 @@ struct Model::Head {
       last = linear(parameters, "classifier", config.image->labels, config.width, true);
       return;
     }
+    if (config.labels > 0) {
+      pooler = linear(parameters, pooler_name(config), config.width, config.width, true);
+      last = linear(parameters, "classifier", config.labels, config.width, true);
+      return;
+    }
     if (config.model_type == "bert") {
       const std::string base = "cls.predictions.";
       transform = linear(parameters, base + "transform.dense", config.width, config.width, true);
@@ -106,7 +111,14 @@ struct Model::Head {
     padding.narrow(0, 0, config.vocab).zero_();
   }
 
+  static std::string pooler_name(const ModelConfig& config) {
+    return config.model_type == "bert" ? "bert.pooler.dense" : "pooler.dense";
+  }
+
   at::Tensor operator()(const at::Tensor& rows) const {
+    if (pooler.weight.defined()) {
+      return at::linear(at::tanh(pooler(rows)), last.weight, last.bias);
+    }
     const at::Tensor x = transform.weight.defined() ? norm(at::gelu(transform(rows))) : rows;
     at::Tensor bias = last.bias;
     if (padding.defined()) {
@@ -117,7 +129,7 @@ struct Model::Head {
     return at::linear(x, last.weight, bias);
   }
 
-  Linear transform, last;
+  Linear pooler, transform, last;
   NormLayer norm;
   at::Tensor padding;  // zero, and minus infinity where the vocabulary is padded
 };
@@ -196,6 +208,12 @@ at::Tensor Model::through_blocks(const Input& input, const at::Tensor& rows, boo
   return norm_.weight.defined() ? norm_(stream) : stream.sum();
 }
 
+std::set<std::string> Model::new_tensors() const {
+  if (config_.labels == 0) return {};
+  const std::string pooler = Head::pooler_name(config_);
+  return {pooler + ".weight", pooler + ".bias", "classifier.weight", "classifier.bias"};
+}
+
 std::string Model::first_nonfinite(const Input& input) const {
   const at::NoGradGuard no_gradient;
   auto bad = [](const at::Tensor& x) { return !at::isfinite(x).all().item<bool>(); };
@@ -210,7 +228,7 @@ std::string Model::first_nonfinite(const Input& input) const {
 }
 
 at::Tensor Model::logits(const at::Tensor& hidden) const {
-  if (config_.image) return (*head_)(hidden.dim() == 3 ? hidden.select(1, 0) : hidden);
+  if (config_.classifies()) return (*head_)(hidden.dim() == 3 ? hidden.select(1, 0) : hidden);
   return (*head_)(hidden).narrow(-1, 0, config_.vocab);
 }
 
@@ -224,7 +242,7 @@ at::Tensor Model::loss_sum(const at::Tensor& rows, const at::Tensor& targets) co
 at::Tensor Model::scaled_loss(const at::Tensor& rows, const at::Tensor& targets,
                               const at::Tensor& factor) const {
   const at::Tensor& weight = head_->last.weight;
-  const bool plain = !config_.image && !head_->last.bias.defined() &&
+  const bool plain = !config_.classifies() && !head_->last.bias.defined() &&
                      weight.size(0) % kernels::kCrossEntropyVector == 0;
   if (plain && fused(rows)) return fused_loss(rows, weight, targets, factor, config_.vocab);
   return loss_sum(rows, targets) * factor;

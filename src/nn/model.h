@@ -1,6 +1,7 @@
 #pragma once
 
 #include <memory>
+#include <set>
 
 #include "nn/feed_forward.h"
 
@@ -20,9 +21,11 @@ struct Input {
 
 /// A Transformer of any configuration: embedding, blocks, norm, head.
 ///
-/// The three tasks differ in what is embedded and in the head:
-///   masked_lm, causal_lm   token embedding, vocabulary head at every position, or at those asked
-///   image_classification   patches and a class token, linear classifier on the class token
+/// The tasks differ in what is embedded and in the head:
+///   masked_lm, causal_lm      token embedding, vocabulary head at every position, or those asked
+///   image_classification      patches and a class token, linear classifier on the class token
+///   sequence_classification   token embedding, C tanh(P h + p) + c of the first token's vector h:
+///                             BERT's pooler and classifier (Devlin et al. 2019), without dropout
 ///
 /// Inside, the vocabulary is padded to a multiple of 64, because the head's products leave the
 /// fast path of matrix libraries otherwise (4 times slower for 30,522 columns on an H200). Padding
@@ -53,7 +56,8 @@ class Model {
   /// computes only these behind its attention, unless it has experts, whose balance needs all.
   at::Tensor hidden_rows(const Input& input, const at::Tensor& rows, bool training = false,
                          at::Tensor* auxiliary = nullptr) const;
-  /// [.., d] -> [.., vocabulary], or [.., labels] for images (of the class token's vector).
+  /// [.., d] -> [.., vocabulary]; where the model classifies [P, d] -> [P, labels], or the first
+  /// vectors of [B, T, d] -> [B, labels].
   at::Tensor logits(const at::Tensor& hidden) const;
   /// Sum over rows of -log p(target), in float32 at least; rows [N, d], targets [N] int64, -100:
   /// no target. Divided by their number it is nats a predicted token.
@@ -62,6 +66,9 @@ class Model {
   /// logits are not kept, and backward() must start from the result or a sum that it is part of.
   at::Tensor scaled_loss(const at::Tensor& rows, const at::Tensor& targets,
                          const at::Tensor& factor) const;
+  /// Tensors that a model pre-trained for another task does not have: those of the classifier of
+  /// texts.
+  std::set<std::string> new_tensors() const;
   /// The first part of the model whose output is not finite, "model.layers.3", or nothing; for
   /// finding out why a loss is NaN. Waits for the device behind every layer.
   std::string first_nonfinite(const Input& input) const;

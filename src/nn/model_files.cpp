@@ -11,6 +11,10 @@ namespace subspace::nn {
 namespace {
 
 const char* architecture(const ModelConfig& config) {
+  if (config.labels > 0) {
+    return config.model_type == "bert" ? "BertForSequenceClassification"
+                                       : "SubspaceEncoderForSequenceClassification";
+  }
   static const std::map<std::string, const char*> names = {
       {"bert", "BertForMaskedLM"},
       {"deepseek_v3", "DeepseekV3ForCausalLM"},

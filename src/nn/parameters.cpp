@@ -118,12 +118,14 @@ std::int64_t Parameters::count() const {
   return count;
 }
 
-std::vector<std::string> Parameters::load(const Checkpoint& checkpoint, int threads) {
+std::vector<std::string> Parameters::load(const Checkpoint& checkpoint, int threads,
+                                          const std::set<std::string>& may_lack) {
   const at::NoGradGuard no_gradient;
   std::set<std::string> used;
   for (Parameter& parameter : all_) {
     for (const Parameter::Part& part : parameter.parts) {
-      if (parameter.adapter && !checkpoint.has(part.name)) continue;
+      const bool needed = !parameter.adapter && !may_lack.contains(part.name);
+      if (!needed && !checkpoint.has(part.name)) continue;
       const auto& found = checkpoint.info(part.name).shape;
       if (found != part.shape) {
         fail(ErrorCode::InvalidShape,

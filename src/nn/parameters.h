@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -77,11 +78,12 @@ class Parameters {
   /// Trained numbers of the checkpoint's tensors: padding is not counted.
   std::int64_t count() const;
 
-  /// Fills every tensor from a checkpoint, exactly where its dtype can hold the value; an adapter's
-  /// only if the checkpoint has it. Returns the
+  /// Fills every tensor from a checkpoint, exactly where its dtype can hold the value; an
+  /// adapter's, and those that it `may_lack`, only if the checkpoint has them. Returns the
   /// checkpoint's tensors that the model has no use for. Throws NotFound, InvalidShape (tensor,
   /// found, expected), NotFinite.
-  std::vector<std::string> load(const Checkpoint& checkpoint, int threads);
+  std::vector<std::string> load(const Checkpoint& checkpoint, int threads,
+                                const std::set<std::string>& may_lack = {});
   /// model.safetensors in `folder`, whole or not at all. Throws Io.
   void save(const std::filesystem::path& file) const;
 

@@ -12,6 +12,8 @@ namespace {
 /// The number of targets of a masked pass differs from step to step; whole multiples of this keep
 /// its shapes few.
 constexpr std::int64_t kTargetMultiple = 256;
+/// So does the longest sentence of a pass: its rows are cut to a multiple of this.
+constexpr std::int64_t kWidthMultiple = 16;
 /// The step whose masks evaluation uses; no training step is as late.
 constexpr std::uint64_t kEvaluationStep = (std::uint64_t{1} << 56) - 1;
 
@@ -35,6 +37,7 @@ class Folder : public Batches {
     } else {
       check_text(model);
     }
+    if (model.classifies()) check_classes(model.image ? model.image->labels : model.labels);
     if (task_ != nn::Task::masked_lm) return;
     const auto mask = meta_.tokenizer.special.find("mask");
     if (mask == meta_.tokenizer.special.end()) {
@@ -81,13 +84,20 @@ class Folder : public Batches {
     return data_->held_out() == nullptr ? 0 : data_->held_out()->meta().text_tokens;
   }
   std::string id() const override { return meta_.id; }
+  Json tokenizer() const override {
+    if (meta_.kind == DataKind::Images) return {};
+    return {{"name", meta_.tokenizer.name}, {"sha256", meta_.tokenizer.sha256}};
+  }
 
  private:
   void check_text(const nn::ModelConfig& model) const {
     const bool decoder = task_ == nn::Task::causal_lm;
-    if (meta_.kind != DataKind::Text) {
-      fail(ErrorCode::InvalidValue, "the data is of kind '{}'; model_type '{}' is trained on text",
-           data_kind_name(meta_.kind), model.model_type);
+    const bool classes = task_ == nn::Task::sequence_classification;
+    if (meta_.kind != (classes ? DataKind::Classification : DataKind::Text)) {
+      fail(ErrorCode::InvalidValue, "the data is of kind '{}'; {} is trained on {}",
+           data_kind_name(meta_.kind),
+           classes ? "a model that classifies" : "model_type '" + model.model_type + "'",
+           classes ? "texts with a class, which `subspace.prepare sst2` makes" : "text");
     }
     if ((meta_.style == TextStyle::Decoder) != decoder) {
       fail(ErrorCode::InvalidValue,
@@ -125,15 +135,19 @@ class Folder : public Batches {
            "(num_channels, image_size)",
            found.channels, found.height, found.width, image.channels, image.size, image.size);
     }
-    if (static_cast<std::int64_t>(meta_.classes.size()) != image.labels) {
+  }
+
+  void check_classes(std::int64_t labels) const {
+    if (static_cast<std::int64_t>(meta_.classes.size()) != labels) {
       fail(ErrorCode::InvalidValue, "the data has {} classes, the model's num_labels is {}",
-           meta_.classes.size(), image.labels);
+           meta_.classes.size(), labels);
     }
   }
 
   Batch make(const DataSplit& split, const std::vector<std::int64_t>& rows,
              const std::optional<Masking>& masking, std::uint64_t step, std::uint64_t first) const {
     if (task_ == nn::Task::image_classification) return images(split, rows);
+    if (task_ == nn::Task::sequence_classification) return texts(split, rows);
     const auto count = static_cast<std::int64_t>(rows.size());
     const std::size_t size = rows.size() * static_cast<std::size_t>(meta_.length);
     std::vector<std::int32_t> tokens(size), targets(size);
@@ -184,6 +198,29 @@ class Folder : public Batches {
     }
     batch.predicted = at::tensor(places, at::kLong);
     batch.targets = at::tensor(wanted, at::kLong);
+  }
+
+  /// Rows of texts as wide as the longest needs, each with its class. Padding is another segment
+  /// than the text, always: one shape of tensors the fewer.
+  Batch texts(const DataSplit& split, const std::vector<std::int64_t>& rows) const {
+    const auto count = static_cast<std::int64_t>(rows.size());
+    std::vector<std::int32_t> lengths(rows.size()), labels(rows.size());
+    std::vector<std::int32_t> tokens(rows.size() * static_cast<std::size_t>(meta_.length));
+    split.lengths(rows, lengths);
+    split.labels(rows, labels);
+    split.tokens(rows, tokens);
+    const std::int64_t longest = *std::max_element(lengths.begin(), lengths.end());
+    const std::int64_t width =
+        std::min(meta_.length, (longest + kWidthMultiple - 1) / kWidthMultiple * kWidthMultiple);
+    Batch batch;
+    batch.input.tokens = ints(tokens, {count, meta_.length}).narrow(1, 0, width).contiguous();
+    const at::Tensor ends = ints(lengths, {count, 1});
+    batch.input.segments = -(at::arange(width, at::kInt) >= ends).to(at::kInt);
+    batch.predicted = at::arange(count, at::kLong) * width;
+    batch.targets = ints(labels, {count}).to(at::kLong);
+    batch.count = count;
+    batch.tokens = ends.sum().item<std::int64_t>();
+    return batch;
   }
 
   Batch images(const DataSplit& split, const std::vector<std::int64_t>& rows) const {

@@ -14,7 +14,7 @@ namespace subspace::train {
 struct Batch {
   nn::Input input;
   /// Rows of the flattened [B T] vectors that have a target, [P]; undefined: all of them (images:
-  /// the class token's).
+  /// the class token's). Of texts with a class the first of each.
   at::Tensor predicted;
   at::Tensor targets;       ///< [P] int64; -100 fills up to a whole number of rows
   std::int64_t count = 0;   ///< targets that are no filling
@@ -44,10 +44,13 @@ class Batches {
   virtual std::int64_t held_out_text_tokens() const { return 0; }
   /// Hash of what the data is.
   virtual std::string id() const = 0;
+  /// {name, sha256} of what made the tokens; null where nothing did.
+  virtual Json tokenizer() const { return {}; }
 };
 
 /// Passes over a folder that subspace.prepare made. Throws InvalidValue, naming both sides, if the
-/// data does not fit the model: kind, style, vocabulary, length, image size, classes.
+/// data does not fit the model: kind, style, vocabulary, length, image size, classes. Texts with a
+/// class come in rows as wide as the longest of the pass, up to a multiple of 16.
 std::unique_ptr<Batches> open_batches(std::shared_ptr<const Dataset> data,
                                       const nn::ModelConfig& model, const Settings& settings);
 

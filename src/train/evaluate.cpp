@@ -24,6 +24,7 @@ Evaluation evaluate(const nn::Model& model, const Batches& batches, c10::Device 
   const auto options = at::TensorOptions().dtype(at::kDouble).device(device);
   at::Tensor loss = at::zeros({}, options), hits = at::zeros({}, options);
   Evaluation out;
+  out.classes = model.config().classifies();
   std::int64_t seen = 0;
   for (std::int64_t n = 0; rows == 0 || seen < rows; ++n) {
     const auto made = batches.held_out(n);
@@ -56,6 +57,11 @@ Evaluation evaluate(const nn::Model& model, const Batches& batches, c10::Device 
 }
 
 Json to_json(const Evaluation& evaluation) {
+  if (evaluation.classes) {
+    return {{"loss", evaluation.loss},
+            {"accuracy", evaluation.accuracy},
+            {"examples", evaluation.count}};
+  }
   Json json = {{"loss", evaluation.loss},
                {"perplexity", std::exp(evaluation.loss)},
                {"accuracy", evaluation.accuracy},

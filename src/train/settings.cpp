@@ -59,8 +59,12 @@ Experiment read_experiment(const std::filesystem::path& file, const std::vector<
          "{}: no object 'adapter'; --base is the model of an adapter, a model of its own has none",
          experiment.where);
   }
-  for (const std::string& text : sets) set_field(experiment, text);
+  apply_sets(experiment, sets);
   return experiment;
+}
+
+void apply_sets(Experiment& experiment, const std::vector<std::string>& sets) {
+  for (const std::string& text : sets) set_field(experiment, text);
 }
 
 Settings read_settings(const Json& train, const std::string& where) {

@@ -34,7 +34,8 @@ struct Experiment {
   Json model;
   Json train;
   Json adapter;      ///< of a LoRA adapter on a frozen base; null: the model itself is trained
-  std::string base;  ///< the adapter's base, a folder in Hugging Face layout
+  std::string base;  ///< the adapter's base, or what the model is a fine-tuned version of: a folder
+                     ///< in Hugging Face layout; empty: neither
   std::string where;
 };
 
@@ -44,6 +45,9 @@ struct Experiment {
 /// fields are those of `base`, and CONFIG has none: InvalidValue, NotFound if one lacks the other.
 Experiment read_experiment(const std::filesystem::path& file, const std::vector<std::string>& sets,
                            const std::string& base = "");
+
+/// The same changes to what was made otherwise. Throws Usage.
+void apply_sets(Experiment& experiment, const std::vector<std::string>& sets);
 
 /// Checks all of `train`. Throws InvalidValue naming the field (unknown ones with the nearest known
 /// name), NotFound for a missing one.

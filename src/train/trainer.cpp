@@ -83,8 +83,9 @@ class Run {
     model.adapter = adapter_;
     model_.emplace(config_, model);
     if (adapter_) nn::require_targets(*model_, *adapter_);
-    if (adapter_ && begin == 0) {
-      model_->parameters().load(Checkpoint(experiment.base), options.threads);
+    if (!experiment.base.empty() && begin == 0) {
+      model_->parameters().load(Checkpoint(experiment.base), options.threads,
+                                model_->new_tensors());
     }
     optimizer_.emplace(model_->parameters(), settings_);
     engine_.emplace(*model_, *optimizer_, settings_, options_.device, dtype_);
@@ -136,10 +137,8 @@ class Run {
     json["model"] = config_.json;
     json["train"] = to_json(settings_);
     json["data"] = batches_->id();
-    if (adapter_) {
-      json["adapter"] = experiment_.adapter;
-      json["base"] = experiment_.base;
-    }
+    if (adapter_) json["adapter"] = experiment_.adapter;
+    if (!experiment_.base.empty()) json["base"] = experiment_.base;
     json["dtype"] = dtype_ == at::kBFloat16 ? "bfloat16" : "float32";
     return json;
   }
@@ -152,6 +151,7 @@ class Run {
       Json run = identity();
       run["program"] = {{"version", version()}, {"commit", git_commit()}, {"compiler", compiler()}};
       run["device"] = options_.device.str();
+      run["tokenizer"] = batches_->tokenizer();
       write_file_atomically(path, run.dump(2) + "\n");
       return 0;
     }
@@ -255,12 +255,15 @@ class Run {
       where =
           model_->first_nonfinite(batches_->training(step, part).to(options_.device, dtype_).input);
     }
+    const std::int64_t later = at_.step - step - 1;  // the device was ahead of who reads its losses
+    const std::string weights =
+        later == 0 ? "" : fmt::format(", with the weights of {} steps later", later);
     fail(ErrorCode::NotFinite,
          "step {}: loss {} and gradient norm {}; {}. The step changed no weight. {}. A lower "
          "learning_rate, longer warmup or smaller max_grad_norm may help",
          step + 1, loss_, norm_,
-         where.empty() ? "every layer's output is finite, so the gradient overflowed"
-                       : "the first output that is not finite is that of " + where,
+         where.empty() ? "every layer's output is finite" + weights + ", so the gradient overflowed"
+                       : "the first output that is not finite" + weights + " is that of " + where,
          last_checkpoint());
   }
 
@@ -277,7 +280,8 @@ class Run {
     last_metrics_["grad_norm"] = norm_;
     last_metrics_["tokens"] = at_.tokens;
     last_metrics_["tokens_per_second"] = tokens / window;
-    last_metrics_["flops_per_second"] = flops_ * steps / window;
+    // Rows of sentences are of any length: what they cost is not known beforehand.
+    if (config_.labels == 0) last_metrics_["flops_per_second"] = flops_ * steps / window;
     last_metrics_["seconds"] = at_.seconds + seconds;
     metrics_->add(last_metrics_);
     progress.step(fmt::format("loss {:.4f}  {:.1f} k tokens/s", loss_,
@@ -291,8 +295,9 @@ class Run {
     if (!batches_->held_out(0)) return;
     const Evaluation found = evaluate(*model_, *batches_, options_.device, settings_.evaluate_rows);
     metrics_->add({{"step", at_.step}, {"eval", to_json(found)}});
-    message(fmt::format("step {}: held-out loss {:.4f}, perplexity {:.2f}", at_.step, found.loss,
-                        std::exp(found.loss)));
+    message(fmt::format("step {}: held-out loss {:.4f}, {}", at_.step, found.loss,
+                        found.classes ? fmt::format("accuracy {:.2f} %", 100 * found.accuracy)
+                                      : fmt::format("perplexity {:.2f}", std::exp(found.loss))));
   }
 
   void save() {

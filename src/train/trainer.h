@@ -25,22 +25,27 @@ struct RunOptions {
 struct Evaluation {
   double loss = 0;
   double accuracy = 0;     ///< share of targets that have the largest logit
-  std::int64_t count = 0;  ///< predicted tokens, or images
+  std::int64_t count = 0;  ///< predicted tokens, or images or texts that were classified
+  bool classes = false;    ///< the latter: a perplexity would say nothing
   /// exp(loss * text tokens / words): comparable across tokenizers; 0 where words are unknown.
   double word_perplexity = 0;
 };
 /// At most `rows` of them; 0: all. Throws NotFound if the data has no held-out rows.
 Evaluation evaluate(const nn::Model& model, const Batches& batches, c10::Device device,
                     std::int64_t rows = 0);
+/// loss, perplexity, accuracy, tokens, word_perplexity; of classes: loss, accuracy, examples.
 Json to_json(const Evaluation& evaluation);
 
 /// Trains `experiment.model` as `experiment.train` says. In `options.out`:
 ///
-///   run.json               model, settings, identity of the data, versions
+///   run.json               model, settings, identity of the data, tokenizer, versions
 ///   metrics.jsonl          one object a logged step, and one an evaluation
 ///   checkpoints/<step>/    the whole state behind `step` steps; the last few are kept
 ///   config.json, model.safetensors   the last step; of an adapter
 ///   adapter_config.json, adapter_model.safetensors instead, as PEFT writes them
+///
+/// With `experiment.base` and no adapter the model begins with that checkpoint's weights, but for
+/// the head of a new task (Model::new_tensors) that it may not have.
 ///
 /// Killed at any moment and resumed, the run ends with the same losses and weights as one that was
 /// not, bit for bit: on the CPU with the same number of threads, on CUDA with `deterministic`.

@@ -109,6 +109,30 @@ TEST(Model, CausalModelsDoNotSeeAhead) {
   }
 }
 
+TEST(Model, AClassifierAnswersTheSameWhateverThePadding) {
+  for (const testing::Variant& variant : testing::variants()) {
+    const auto model = testing::tiny_model(variant.config());
+    if (model->config().task != Task::sequence_classification) continue;
+    const at::NoGradGuard no_gradient;
+    const at::Tensor tokens = testing::tiny_input(model->config()).tokens.narrow(1, 0, 5);
+    auto answer = [&](const at::Tensor& padding) {
+      Input input;
+      input.tokens = at::cat({tokens, padding}, 1);
+      const std::int64_t width = input.tokens.size(1);
+      input.segments = -(at::arange(width, at::kInt) >= 5).to(at::kInt).expand({3, width});
+      return model->logits(model->hidden_rows(input, at::arange(3, at::kLong) * width));
+    };
+    const at::Tensor alone = model->logits(model->hidden({.tokens = tokens}));
+    EXPECT_EQ(alone.sizes(), at::IntArrayRef({3, 5})) << variant.name;
+    for (const std::int64_t id : {0, 7}) {
+      const at::Tensor padded = answer(at::full({3, 4}, id, at::kLong));
+      const double error = (padded - alone).abs().max().item<double>();
+      EXPECT_TRUE(error <= 1e-13 * alone.abs().max().item<double>())
+          << variant.name << ": " << error;
+    }
+  }
+}
+
 MoeConfig experts() {
   MoeConfig config;
   config.experts = 7;

@@ -50,6 +50,11 @@ const std::vector<Variant>& variants() {
       {"deepseek_moe", "deepseek_v3", with(kLatent, std::string(kExperts) + R"(, "n_group": 2,
            "topk_group": 1, "router_aux_loss_coef": 0.5)")},
       {"bert", "bert", "{}"},
+      {"bert_classifier", "bert",
+       R"({"architectures": ["BertForSequenceClassification"], "num_labels": 5})"},
+      {"encoder_classifier", "subspace_encoder",
+       R"({"architectures": ["SubspaceEncoderForSequenceClassification"], "num_labels": 5,
+           "head_dim": 4, "o_lora_rank": 5})"},
       {"vit", "vit", "{}"},
       {"encoder_mha", "subspace_encoder", R"({"head_dim": 6, "qk_rope_head_dim": 4})"},
       {"encoder_mqa_o", "subspace_encoder",
@@ -118,9 +123,10 @@ Input tiny_input(const ModelConfig& config) {
 at::Tensor tiny_loss(const Model& model, const Input& input) {
   at::Tensor auxiliary;
   at::Tensor hidden = model.hidden(input, /*training=*/true, &auxiliary);
-  at::Tensor rows = model.config().image ? hidden.select(1, 0) : hidden.flatten(0, 1);
+  const bool first = model.config().classifies();
+  at::Tensor rows = first ? hidden.select(1, 0) : hidden.flatten(0, 1);
   at::Tensor targets = at::arange(rows.size(0), at::kLong).remainder(5);
-  if (!model.config().image) targets[3] = -100;
+  if (!first) targets[3] = -100;
   at::Tensor loss = model.loss_sum(rows, targets);
   return auxiliary.defined() ? loss + auxiliary : loss;
 }
