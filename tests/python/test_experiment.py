@@ -1,0 +1,100 @@
+"""scripts/experiment.py: every arm and seed trained and fine-tuned, stopped and gone on with, its record."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_finetune import ENCODER, WORDS, sst2, vocabulary
+from prepare_tool import prepare
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("experiment")
+    (folder / "text.txt").write_text("\n".join(" ".join(WORDS[(i * k) % 40] for i in range(9)) for k in range(1, 200)))
+    prepare("text", "--input", folder / "text.txt", "--valid-fraction", "0.2", "--tokenizer", vocabulary(folder),
+            "--documents", "line", "--length", 16, "--out", folder / "text")
+    sst2(folder, out="sst2")
+    (folder / "configs").mkdir()
+    train = dict(batch_size=8, steps=99, learning_rate=0.01)
+    dense = {key: value for key, value in ENCODER.items() if key != "o_lora_rank"}
+    for name, model in (("encoder-mla", dense), ("encoder-mla-o", ENCODER)):
+        (folder / "configs" / f"{name}.json").write_text(json.dumps(dict(model, train=train)))
+    return folder
+
+
+def command(lab, out, *more):
+    return [sys.executable, ROOT / "scripts" / "experiment.py", "--tokens", "4000", "--seeds", "0,1", "--arms",
+            "MLA,MLA-o", "--data", lab / "text", "--sst2", lab / "sst2", "--out", out, "--jobs", "2", "--configs",
+            lab / "configs", "--device", "cpu", "--epochs", "1", "--record", out / "record.json", *more]
+
+
+def environment(program):
+    return dict(os.environ, SUBSPACE_PROGRAM=program, CUDA_VISIBLE_DEVICES="")
+
+
+def run(program, words):
+    return subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=600, env=environment(program))
+
+
+def test_all_runs_and_their_record(program, lab, tmp_path):
+    out = tmp_path / "out"
+    result = run(program, command(lab, out))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.count("SST-2") == 5 and result.stdout.count("seed 1") == 2  # a line a run, the table's head
+    record = json.loads((out / "record.json").read_text())
+    assert [arm["arm"] for arm in record["arms"]] == ["MLA", "MLA-o"]
+    for arm in record["arms"]:
+        assert [x["seed"] for x in arm["runs"]] == [0, 1]
+        table = arm["table"]
+        values = [x["sst2_accuracy"] for x in arm["runs"]]
+        assert table["sst2_accuracy"]["mean"] == pytest.approx(sum(values) / 2)
+        assert table["sst2_accuracy"]["half_width_95"] == pytest.approx(12.7062 * abs(values[0] - values[1]) / 2, rel=1e-6)
+        for one in arm["runs"]:
+            assert one["tokens"] == pytest.approx(4000, rel=0.1)
+            assert one["curve"][-1][0] == one["tokens"] and len(one["held_out"]) >= 10
+            assert one["held_out"][-1][1] == one["loss"]
+    assert record["arms"][0]["parameters"] > record["arms"][1]["parameters"]
+    before = {path: path.read_bytes() for path in out.glob("runs/*/model.safetensors")}
+    assert len(before) == 4
+    assert run(program, command(lab, out)).returncode == 0  # nothing is left to do
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_stopped_and_gone_on_with_it_ends_the_same(program, lab, tmp_path):
+    out, other = tmp_path / "out", tmp_path / "other"
+    process = subprocess.Popen(list(map(str, command(lab, out))), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                               text=True, env=environment(program))
+    deadline = time.time() + 300
+    while not list(out.glob("runs/*/checkpoints/[0-9]*/state.json")) and time.time() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    text, _ = process.communicate(timeout=300)
+    assert process.returncode in (0, 130), text
+    assert run(program, command(lab, out)).returncode == 0
+    assert run(program, command(lab, other)).returncode == 0
+    numbers = [[[(x["loss"], x["sst2_accuracy"]) for x in arm["runs"]]
+                for arm in json.loads((folder / "record.json").read_text())["arms"]] for folder in (out, other)]
+    assert numbers[0] == numbers[1]
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(program, lab, tmp_path):
+    out = tmp_path / "out"
+    broken = tmp_path / "configs"
+    broken.mkdir()
+    for path in (lab / "configs").iterdir():
+        (broken / path.name).write_text(path.read_text())
+    model = json.loads((broken / "encoder-mla.json").read_text())
+    (broken / "encoder-mla.json").write_text(json.dumps(dict(model, vocab_size=10)))
+    result = run(program, [*command(lab, out), "--configs", broken])
+    assert result.returncode == 1
+    assert result.stdout.count("FAILED") == 2 and "vocab_size" in result.stdout
+    record = json.loads((out / "record.json").read_text())
+    assert [len(arm["runs"]) for arm in record["arms"]] == [0, 2]
