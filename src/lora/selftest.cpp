@@ -10,8 +10,9 @@ namespace subspace {
 const std::vector<Property>& properties() {
   static const std::vector<Property> all = [] {
     std::vector<Property> out;
-    for (auto& part : {selftest::term_properties(), selftest::model_properties(),
-                       selftest::metric_properties(), selftest::composition_properties()}) {
+    for (auto& part :
+         {selftest::term_properties(), selftest::model_properties(), selftest::metric_properties(),
+          selftest::composition_properties(), selftest::loader_properties()}) {
       out.insert(out.end(), part.begin(), part.end());
     }
     std::sort(out.begin(), out.end(), [](const Property& a, const Property& b) {

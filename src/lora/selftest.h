@@ -18,7 +18,8 @@ struct Property {
   std::function<double(std::uint64_t seed)> error;
 };
 
-/// P1 .. P21, in order. Cases are at most 64 wide; a seed takes milliseconds.
+/// P1 .. P22, in order. Cases are at most 64 wide; a seed takes milliseconds. P22 writes and
+/// removes small files in the system's folder for temporary ones.
 const std::vector<Property>& properties();
 
 struct PropertyResult {

@@ -84,5 +84,6 @@ std::vector<Property> term_properties();
 std::vector<Property> model_properties();
 std::vector<Property> metric_properties();
 std::vector<Property> composition_properties();
+std::vector<Property> loader_properties();
 
 }  // namespace subspace::selftest
