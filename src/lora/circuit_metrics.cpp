@@ -17,13 +17,26 @@ constexpr std::int64_t kHeadsAtOnce = 2;
 /// Cores of some heads: C_a [h, f, k] of every piece, and which coordinates are the base's.
 struct Cores {
   std::vector<at::Tensor> pieces;
-  at::Tensor base;  // [h, f]
+  at::Tensor base;          // [h, f]
+  std::int64_t inside = 0;  // they are the first so many of every head; or kScattered
+
+  static constexpr std::int64_t kScattered = -1;
 
   Cores heads(std::int64_t begin, std::int64_t count) const {
     Cores out;
     for (const at::Tensor& piece : pieces) out.pieces.push_back(piece.narrow(0, begin, count));
     out.base = base.narrow(0, begin, count);
+    out.inside = inside;
     return out;
+  }
+
+  /// The rows of x [h, f, ..] within the base's span, in fewer rows or the others zero.
+  at::Tensor within(const at::Tensor& x) const {
+    return inside == kScattered ? x * base.unsqueeze(2) : x.narrow(1, 0, inside);
+  }
+  at::Tensor outside(const at::Tensor& x) const {
+    return inside == kScattered ? x * (1 - base).unsqueeze(2)
+                                : x.narrow(1, inside, x.size(1) - inside);
   }
 };
 
@@ -33,17 +46,15 @@ Cores cores_of(const Side& side, const at::Tensor& base, std::int64_t heads) {
     cores.pieces.push_back(for_heads(formed(piece), heads).to(at::kCPU));
   }
   cores.base = for_heads(base, heads).to(at::kCPU);
+  const std::int64_t first = std::min(side.width, side.rows);
+  const bool leading = cores.base.narrow(1, 0, first).all().item<bool>() &&
+                       !cores.base.narrow(1, first, side.rows - first).any().item<bool>();
+  cores.inside = leading ? first : Cores::kScattered;
   return cores;
 }
 
-at::Tensor product_of(const at::Tensor& x, const at::Tensor& y) { return at::bmm(x.mT(), y); }
-
-at::Tensor plus(const at::Tensor& a, const at::Tensor& b) {
-  return !a.defined() ? b : !b.defined() ? a : a + b;
-}
-
 /// Gram matrices, as vectors (Offsets::vectors), of what a side has within the base's span or
-/// outside of it. Undefined: zero.
+/// outside of it.
 struct Half {
   at::Tensor base, delta, whole;  ///< X_0, dX, X' with themselves
   at::Tensor crossed;             ///< dX^T X_0 on the left, Y'^T dY on the right
@@ -52,6 +63,7 @@ struct Half {
 /// One side of some heads, cut by the base's span.
 struct Parts {
   at::Tensor base, whole, delta;  // [h, f, k]
+  at::Tensor grams;               // [h, pieces, pieces, k^2], of all rows
   Half in, out, all;
 
   Parts(const Cores& cores, const Offsets& window, bool left) : left_(left), window_(window) {
@@ -59,30 +71,38 @@ struct Parts {
     delta = at::zeros_like(base);
     for (std::size_t p = 1; p < cores.pieces.size(); ++p) delta = delta + cores.pieces[p];
     whole = base + delta;
-    const at::Tensor mask = cores.base.unsqueeze(2);
-    const at::Tensor base_in = base * mask, delta_in = delta * mask;
-    in = half(base_in, delta_in);
-    out = half(base - base_in, delta - delta_in);
-    all = {plus(in.base, out.base), plus(in.delta, out.delta), plus(in.whole, out.whole),
-           plus(in.crossed, out.crossed)};
-    for (at::Tensor* part : {&all.base, &all.crossed}) {
-      if (!part->defined()) *part = at::zeros_like(all.whole);
+    std::vector<at::Tensor> within, outside;
+    for (const at::Tensor& piece : cores.pieces) {
+      within.push_back(cores.within(piece));
+      outside.push_back(cores.outside(piece));
     }
+    const at::Tensor inner = piece_grams(within), outer = piece_grams(outside);
+    grams = inner + outer;
+    in = half(inner), out = half(outer), all = half(grams);
   }
 
  private:
-  at::Tensor gram(const at::Tensor& x, const at::Tensor& y) const {
-    return window_.vectors(product_of(x, y));
+  at::Tensor piece_grams(const std::vector<at::Tensor>& pieces) const {
+    const std::size_t n = pieces.size();
+    std::vector<at::Tensor> found(n * n);
+    for (std::size_t a = 0; a < n; ++a) {
+      for (std::size_t b = 0; b <= a; ++b) {
+        const at::Tensor gram = at::bmm(pieces[a].mT(), pieces[b]);
+        found[a * n + b] = window_.vectors(gram);
+        if (a != b) found[b * n + a] = window_.vectors(gram.mT());
+      }
+    }
+    const auto count = static_cast<std::int64_t>(n);
+    return at::stack(found, 1).view({base.size(0), count, count, -1});
   }
 
-  Half half(const at::Tensor& b, const at::Tensor& d) const {
-    // Usually the base has nothing outside; only where M has less rank than its factors.
-    if (!b.any().item<bool>()) {
-      const at::Tensor own = gram(d, d);
-      return {{}, own, own, left_ ? at::Tensor{} : own};
-    }
-    const at::Tensor w = b + d;
-    return {gram(b, b), gram(d, d), gram(w, w), left_ ? gram(d, b) : gram(w, d)};
+  Half half(const at::Tensor& all_pairs) const {
+    const std::int64_t changes = all_pairs.size(1) - 1;
+    const at::Tensor with_base = all_pairs.select(2, 0),
+                     by_change = all_pairs.narrow(2, 1, changes);
+    return {with_base.select(1, 0), by_change.narrow(1, 1, changes).sum({1, 2}),
+            all_pairs.sum({1, 2}),
+            left_ ? with_base.narrow(1, 1, changes).sum(1) : by_change.sum({1, 2})};
   }
 
   bool left_;
@@ -117,43 +137,27 @@ class HeadChunk {
   }
 
  private:
-  /// <x, y turned, mean over the window>; undefined is zero.
-  at::Tensor dot(const at::Tensor& x, const at::Tensor& y) const {
-    if (!x.defined() || !y.defined()) return at::zeros({heads_}, left_.base.options());
-    return (x * y).sum(-1);
-  }
-
   Half turned(const Half& half) const {
-    const auto turn = [&](const at::Tensor& v) {
-      return v.defined() ? window_.mean_rotated(v) : v;
-    };
+    const auto turn = [&](const at::Tensor& v) { return window_.mean_rotated(v); };
     return {turn(half.base), turn(half.delta), turn(half.whole), turn(half.crossed)};
   }
 
   /// |dM|^2 in four parts that are orthogonal; dM = dX Y'^T + X dY^T.
   void sizes() {
     const Half in = turned(y_.in), out = turned(y_.out);
+    const auto dot = [](const at::Tensor& x, const at::Tensor& y) { return (x * y).sum(-1); };
     const auto part = [&](const Half& x, const Half& y) {
       return dot(x.delta, y.whole) + 2 * dot(x.crossed, y.crossed) + dot(x.base, y.delta);
     };
     out_.split =
         at::stack({part(x_.in, in), part(x_.out, in), part(x_.in, out), part(x_.out, out)}, 1);
-    const at::Tensor whole = plus(in.whole, out.whole);
+    const at::Tensor whole = in.whole + out.whole;
     const auto fraction = [](const at::Tensor& inside, const at::Tensor& outside) {
       return inside / (inside + outside);
     };
     out_.align = at::stack({fraction(dot(x_.in.delta, whole), dot(x_.out.delta, whole)),
                             fraction(dot(x_.all.whole, in.delta), dot(x_.all.whole, out.delta))},
                            1);
-  }
-
-  /// [h, pieces^2, k^2] of one side.
-  at::Tensor piece_grams(const Cores& cores) const {
-    std::vector<at::Tensor> out;
-    for (const at::Tensor& x : cores.pieces) {
-      for (const at::Tensor& y : cores.pieces) out.push_back(window_.vectors(product_of(x, y)));
-    }
-    return at::stack(out, 1);
   }
 
   void term_gram() {
@@ -166,7 +170,7 @@ class HeadChunk {
         member[t][static_cast<std::int64_t>(a) * nr + static_cast<std::int64_t>(b)] = 1;
       }
     }
-    const at::Tensor left = piece_grams(left_), right = piece_grams(right_);
+    const at::Tensor left = x_.grams.flatten(1, 2), right = y_.grams.flatten(1, 2);
     // [h, (a, a'), (b, b')] -> [h, (a, b), (a', b')]
     const auto by_pair = [&](const at::Tensor& products) {
       return products.view({heads_, nl, nl, nr, nr})
@@ -201,8 +205,7 @@ class HeadChunk {
   }
 
   void at_offsets() {
-    const at::Tensor base =
-        curve_.at_each(x_.all.base, window_.vectors(product_of(y_.base, y_.base)));
+    const at::Tensor base = curve_.at_each(x_.all.base, y_.all.base);
     const at::Tensor delta = curve_.at_each(x_.all.delta, y_.all.whole) +
                              2 * curve_.at_each(x_.all.crossed, y_.all.crossed) +
                              curve_.at_each(x_.all.base, y_.all.delta);
@@ -212,22 +215,19 @@ class HeadChunk {
   void spectra(const Circuit& cores) {
     const std::int64_t k = x_.base.size(2);
     const auto svd = [](const at::Tensor& m) { return at::linalg_svd(m, /*full_matrices=*/false); };
-    // Formed anew, because YaRN's factor is in these.
+    // Formed anew, because YaRN's factor is in these. The base has no rows outside of its span.
     const at::Tensor base = formed(cores.left, /*base_only=*/true), whole = formed(cores.left);
-    const auto [u, s, vh] = svd(at::bmm(base, y_.base.mT()));
+    const auto [u, s, vh] = svd(at::bmm(left_.within(base), right_.within(y_.base).mT()));
     const auto [u1, s1, vh1] =
         unchanged() ? std::tuple{u, s, vh} : svd(at::bmm(whole, y_.whole.mT()));
     const std::int64_t kept = std::min(k, s.size(1));
     out_.values_base = s.narrow(1, 0, kept);
     out_.values_adapted = s1.narrow(1, 0, kept);
     const std::int64_t top = std::min(kIntruderVectors, kept);
-    const auto count = [&](const at::Tensor& before, const at::Tensor& after,
-                           const at::Tensor& in) {
-      return intruders(before.narrow(2, 0, kept) * in.unsqueeze(2),
-                       after.narrow(2, 0, top) * in.unsqueeze(2));
-    };
-    const auto [left_vec, left_sub] = count(u, u1, left_.base);
-    const auto [right_vec, right_sub] = count(vh.mT(), vh1.mT(), right_.base);
+    const auto [left_vec, left_sub] =
+        intruders(u.narrow(2, 0, kept), left_.within(u1.narrow(2, 0, top)));
+    const auto [right_vec, right_sub] =
+        intruders(vh.mT().narrow(2, 0, kept), right_.within(vh1.mT().narrow(2, 0, top)));
     out_.intruder_vec = at::stack({left_vec, right_vec}, 1);
     out_.intruder_sub = at::stack({left_sub, right_sub}, 1);
     of_delta(cores, base);
@@ -276,7 +276,7 @@ class HeadChunk {
   void find_angles(const Circuit& cores) {
     for (const bool read : {true, false}) {
       const Side& side = read ? cores.left : cores.right;
-      const at::Tensor mask = (read ? left_ : right_).base.unsqueeze(2);
+      const Cores& own = read ? left_ : right_;
       for (const Piece& piece : side.pieces) {
         if (std::popcount(piece.set) != 1 || !piece.coords.defined() ||
             piece.span.size(2) >= std::min(side.width, side.rows)) {
@@ -286,7 +286,7 @@ class HeadChunk {
         Angles angles;
         angles.change = term_name(cores, piece.set);
         angles.read = read;
-        angles.cosines = at::linalg_svdvals(q * mask).clamp_max(1);
+        angles.cosines = at::linalg_svdvals(own.within(q)).clamp_max(1);
         angles.kernel = angles.cosines.square().sum(1);
         out_.angles.push_back(std::move(angles));
       }

@@ -34,6 +34,41 @@ std::int64_t total_width(const std::vector<at::Tensor>& spans) {
   return width;
 }
 
+std::int64_t matrices_of(const Spans& spans) {
+  std::int64_t count = 1;
+  for (const at::Tensor& span : spans.tensors) count = std::max(count, span.size(0));
+  return count;
+}
+
+/// The most that a head's matrices side by side may lie within each other's span, as the sine of a
+/// column's angle to those before it, for their Gram matrix to be as good as Householder's
+/// reflections: what it loses is about eps over the square of this, 2e-12 of a column's square.
+constexpr double kLeastSine = 1e-2;
+
+/// The spans of one of `count` heads side by side, [d, P], copied along the memory of the first.
+at::Tensor side_by_side(const std::vector<at::Tensor>& spans, std::int64_t head,
+                        std::int64_t count) {
+  const bool columns = spans[0].stride(1) == 1;
+  std::vector<at::Tensor> parts;
+  for (const at::Tensor& span : spans) {
+    const at::Tensor one = span[head / (count / span.size(0))];
+    parts.push_back(columns ? one.t() : one);
+  }
+  const at::Tensor all = parts.size() == 1 ? parts[0] : at::cat(parts, columns ? 0 : 1);
+  return columns ? all.t() : all;
+}
+
+/// R of X = Q R as the Cholesky factor of X^T X: one product and no pass over X for each column.
+/// Undefined where that would cost digits.
+at::Tensor triangle_of_gram(const at::Tensor& x) {
+  if (x.size(0) < x.size(1)) return {};
+  const at::Tensor gram = at::mm(x.t(), x);
+  const auto [r, failed] = at::linalg_cholesky_ex(gram, /*upper=*/true);
+  if (failed.item<int>() != 0) return {};
+  const at::Tensor sines = r.diagonal() / gram.diagonal().sqrt();
+  return sines.min().item<double>() > kLeastSine ? r : at::Tensor{};
+}
+
 /// R of the spans side by side, one for each of `count` matrices: [count, <= P, P].
 at::Tensor triangle(const std::vector<at::Tensor>& spans, std::int64_t count) {
   if (!spans[0].is_cpu()) {
@@ -47,11 +82,9 @@ at::Tensor triangle(const std::vector<at::Tensor>& spans, std::int64_t count) {
   // matrices are not in memory twice.
   at::parallel_for(0, count, 1, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
-      std::vector<at::Tensor> columns;
-      for (const at::Tensor& span : spans) {
-        columns.push_back(span[i / (count / span.size(0))].t());
-      }
-      out[i].copy_(std::get<1>(at::linalg_qr(at::cat(columns, 0).t(), "r")));
+      const at::Tensor x = side_by_side(spans, i, count);
+      const at::Tensor fast = triangle_of_gram(x);
+      out[i].copy_(fast.defined() ? fast : std::get<1>(at::linalg_qr(x, "r")));
     }
   });
   return out;
@@ -78,8 +111,7 @@ Side in_coordinates(const Side& side, const Spans& spans, const at::Tensor& tria
 Side without_latent(const Side& side) {
   if (!side.pieces.front().coords.defined()) return side;
   const Spans spans = spans_of(side);
-  std::int64_t count = 1;
-  for (const at::Tensor& span : spans.tensors) count = std::max(count, span.size(0));
+  const std::int64_t count = matrices_of(spans);
   Side out = in_coordinates(side, spans, triangle(spans.tensors, count));
   for (Piece& piece : out.pieces) {
     const bool thin = piece.coords.defined() && piece.coords.size(1) < side.width;
@@ -176,6 +208,55 @@ Frames frames_of(const Circuit& circuit, const at::Tensor& left_weight,
   return out;
 }
 
+namespace {
+
+/// Y^T X between every span of the right and every one of the left, by [right][left]. On the CPU a
+/// head's spans go through one product: thin ones alone would cost as much as all together.
+std::vector<std::vector<at::Tensor>> products_between(const Spans& right, const Spans& left) {
+  std::vector<std::vector<at::Tensor>> out(right.tensors.size());
+  if (!left.tensors[0].is_cpu()) {
+    for (std::size_t b = 0; b < out.size(); ++b) {
+      for (const at::Tensor& span : left.tensors) {
+        out[b].push_back(heads_product(right.tensors[b].mT(), span));
+      }
+    }
+    return out;
+  }
+  const std::int64_t rights = matrices_of(right), lefts = matrices_of(left);
+  const std::int64_t count = std::max(rights, lefts);
+  at::Tensor all = at::empty({count, total_width(right.tensors), total_width(left.tensors)},
+                             left.tensors[0].options());
+  at::parallel_for(0, count, 1, [&](std::int64_t begin, std::int64_t end) {
+    at::Tensor x, y;
+    for (std::int64_t i = begin; i < end; ++i) {
+      // Heads of a group read the same matrix.
+      const auto renew = [&](at::Tensor& kept, const Spans& spans, std::int64_t matrices) {
+        const std::int64_t each = count / matrices;
+        if (!kept.defined() || i % each == 0) {
+          kept = side_by_side(spans.tensors, i / each, matrices);
+        }
+      };
+      renew(x, left, lefts);
+      renew(y, right, rights);
+      at::Tensor target = all[i];
+      at::mm_out(target, y.t(), x);
+    }
+  });
+  std::int64_t row = 0;
+  for (std::size_t b = 0; b < out.size(); ++b) {
+    const at::Tensor rows = all.narrow(1, row, right.tensors[b].size(2));
+    row += rows.size(1);
+    std::int64_t column = 0;
+    for (const at::Tensor& span : left.tensors) {
+      out[b].push_back(rows.narrow(2, column, span.size(2)));
+      column += span.size(2);
+    }
+  }
+  return out;
+}
+
+}  // namespace
+
 Turned turned(const Circuit& circuit) {
   if (circuit.left.rows != circuit.right.rows) {
     fail(ErrorCode::InvalidShape, "layer {}: {} goes between spaces of {} and {}: no eigenvalues",
@@ -183,12 +264,7 @@ Turned turned(const Circuit& circuit) {
   }
   const Circuit direct = at_offset(circuit, 0);
   const Spans left = spans_of(direct.left), right = spans_of(direct.right);
-  std::vector<std::vector<at::Tensor>> between(right.tensors.size());
-  for (std::size_t b = 0; b < right.tensors.size(); ++b) {
-    for (const at::Tensor& span : left.tensors) {
-      between[b].push_back(heads_product(right.tensors[b].mT(), span));
-    }
-  }
+  const auto between = products_between(right, left);
   Turned out;
   for (std::size_t a = 0; a < direct.left.pieces.size(); ++a) {
     for (std::size_t b = 0; b < direct.right.pieces.size(); ++b) {

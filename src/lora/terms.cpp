@@ -217,11 +217,13 @@ std::vector<Term> terms_of(const Circuit& circuit) {
 Circuit at_offset(const Circuit& circuit, double delta) {
   if (circuit.rotary.layout == Rotary::Layout::none) return circuit;
   Circuit out = circuit;
+  out.rotary = Rotary{};
+  // Nothing turns at distance 0: the matrices are not copied.
+  if (delta == 0 && circuit.rotary.scale == 1) return out;
   for (Piece& piece : out.left.pieces) {
     at::Tensor& last = piece.coords.defined() ? piece.coords : piece.span;
     last = rotate(last, circuit.rotary, delta);
   }
-  out.rotary = Rotary{};
   return out;
 }
 
