@@ -48,6 +48,7 @@ def parse(words=None):
     parser.add_argument("--epochs", default="3", help="of fine-tuning")
     parser.add_argument("--configs", type=Path, default=ROOT / "configs", help="folder of encoder-mha.json, ..")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, help="CPU threads of a process (default: its share of the cores)")
     parser.add_argument("--record", type=Path, default=ROOT / "bench" / "results" / "experiment-encoder.json")
     return parser.parse_args(words)
 
@@ -118,7 +119,8 @@ class Experiment:
         environment = dict(os.environ)
         if place is not None:
             environment["CUDA_VISIBLE_DEVICES"] = place
-        command = [*machine.program(), "--device", self.options.device, *map(str, words)]
+        threads = self.options.threads or max(1, len(os.sched_getaffinity(0)) // self.options.jobs)
+        command = [*machine.program(), "--device", self.options.device, "--threads", str(threads), *map(str, words)]
         with log.open("a") as file:
             child = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment,
                                      start_new_session=True)
