@@ -7,7 +7,7 @@
 namespace subspace {
 namespace {
 
-struct Arguments {
+struct FinetuneArguments {
   std::string model, data, out;
   std::vector<std::uint64_t> seeds = {0};
   std::vector<std::string> sets;
@@ -15,7 +15,7 @@ struct Arguments {
   bool resume = false, deterministic = false;
 };
 
-void print_table(const Json& result) {
+void print_accuracy(const Json& result) {
   std::printf("%-6s  %9s  %7s  %8s\n", "seed", "accuracy", "loss", "seconds");
   for (const Json& run : result.at("runs")) {
     std::printf("%-6s  %9.4f  %7.4f  %8.1f\n", run.at("seed").dump().c_str(),
@@ -28,7 +28,7 @@ void print_table(const Json& result) {
               mean.at("half_width_95").get<double>());
 }
 
-void finetune(const Arguments& arguments, const GlobalOptions& globals) {
+void finetune(const FinetuneArguments& arguments, const GlobalOptions& globals) {
   train::FinetuneOptions options;
   options.base = resolve_model(arguments.model);
   options.out = arguments.out;
@@ -44,14 +44,14 @@ void finetune(const Arguments& arguments, const GlobalOptions& globals) {
   if (globals.json) {
     std::printf("%s\n", result.dump().c_str());
   } else {
-    print_table(result);
+    print_accuracy(result);
   }
 }
 
 }  // namespace
 
 void add_finetune(CLI::App& app, const GlobalOptions& globals) {
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<FinetuneArguments>();
   CLI::App* command = app.add_subcommand(
       "finetune",
       "Trains a pre-trained encoder further, all of it and a new classifier on its first token, "
