@@ -1,16 +1,61 @@
+#include "base/error.h"
 #include "cli/page_command.h"
+#include "report/sweep_report.h"
+#include "report/train_report.h"
 
 namespace subspace {
+namespace {
+
+namespace fs = std::filesystem;
+
+enum class Kind { spectra, training, sweep };
+
+const char* name_of(Kind kind) {
+  return kind == Kind::sweep      ? "a sweep"
+         : kind == Kind::training ? "training runs"
+                                  : "spectra of `subspace spectra`";
+}
+
+/// A folder of spectra where nothing says otherwise: what it lacks is then named.
+Kind kind_of(const fs::path& folder) {
+  std::error_code status;
+  if (fs::exists(folder / "summary.json", status)) return Kind::spectra;
+  if (fs::exists(folder / "sweep.json", status)) return Kind::sweep;
+  return holds_training(folder) ? Kind::training : Kind::spectra;
+}
+
+void write_page_of(const std::vector<fs::path>& folders, const fs::path& out,
+                   const ReportOptions& options) {
+  const Kind kind = kind_of(folders.front());
+  for (const fs::path& folder : folders) {
+    if (const Kind other = kind_of(folder); other != kind) {
+      fail(ErrorCode::Usage, "{} holds {}, {} {}; a page is of one kind", folders.front().string(),
+           name_of(kind), folder.string(), name_of(other));
+    }
+  }
+  if (kind == Kind::spectra) return write_report(folders, out, options);
+  if (kind == Kind::training) return write_train_report(folders, out, options);
+  if (folders.size() > 1) {
+    fail(ErrorCode::Usage, "a page is of one sweep; to compare runs of several give their runs/*");
+  }
+  write_sweep_report(folders.front(), out, options);
+}
+
+}  // namespace
 
 void add_report(CLI::App& app, const GlobalOptions& globals) {
   add_page_command(
       app, globals,
       "One self-contained HTML page from result folders; several are compared.\n\n"
       "  subspace report run --out report.html\n"
-      "  subspace report base finetuned --out compared.html\n\n"
-      "The page opens from disk, offline, and says of each figure what one sees and how not to\n"
-      "misread it; docs/report.md shows it. Printed: the path of the page.",
-      "folders that `subspace spectra` wrote", write_report);
+      "  subspace report base finetuned --out compared.html\n"
+      "  subspace report experiment --out training.html     training runs, below it too\n\n"
+      "Folders of `spectra`, of `train` and `finetune` (curves; seeds of one configuration as "
+      "one),\n"
+      "or of one `sweep`. The page opens from disk, offline, and says of each figure what one "
+      "sees\n"
+      "and how not to misread it; docs/report.md shows it. Printed: the path of the page.",
+      "folders that `subspace spectra`, `train`, `finetune` or `sweep` wrote", write_page_of);
 }
 
 }  // namespace subspace

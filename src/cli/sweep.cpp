@@ -4,7 +4,9 @@
 #include <cstdio>
 
 #include "base/error.h"
+#include "base/progress.h"
 #include "cli/commands.h"
+#include "report/sweep_report.h"
 
 namespace subspace {
 namespace {
@@ -49,6 +51,17 @@ void print_sweep(const Json& table) {
   }
 }
 
+/// The numbers are there whatever becomes of the page.
+void write_sweep_page(const std::filesystem::path& folder) {
+  try {
+    write_sweep_report(folder, folder / "sweep.html");
+    message("page: " + (folder / "sweep.html").string());
+  } catch (const Error& error) {
+    if (error.code() != ErrorCode::NotFound) throw;
+    message(fmt::format("no page: {}", error.what()));
+  }
+}
+
 void sweep(const SweepArguments& arguments, const GlobalOptions& globals) {
   const train::SweepPlan plan = train::read_sweep(arguments.file);
   train::SweepOptions options;
@@ -58,6 +71,7 @@ void sweep(const SweepArguments& arguments, const GlobalOptions& globals) {
   options.deterministic = arguments.deterministic;
   if (!arguments.data.empty()) options.data = std::make_shared<const Dataset>(arguments.data);
   const Json table = train::run_sweep(plan, options);
+  write_sweep_page(options.out);
   if (globals.json) {
     std::printf("%s\n", table.dump().c_str());
   } else {
@@ -72,8 +86,8 @@ void add_sweep(CLI::App& app, const GlobalOptions& globals) {
   CLI::App* command = app.add_subcommand(
       "sweep",
       "Trains (or times) every combination of a grid of settings, each with several seeds, and\n"
-      "writes one table with means and 95 % intervals. Stopped at any moment, the same command\n"
-      "goes on.\n\n"
+      "writes one table with means and 95 % intervals, and a page of it. Stopped at any\n"
+      "moment, the same command goes on.\n\n"
       "  subspace sweep configs/sweeps/latents.json --data data --out sweep\n"
       "  subspace sweep configs/sweeps/layer-time.json --out times");
   command->add_option("file", arguments->file, "what to compare, JSON (docs/training.md)")
