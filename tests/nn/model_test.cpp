@@ -122,7 +122,9 @@ TEST(Model, AClassifierAnswersTheSameWhateverThePadding) {
       input.segments = -(at::arange(width, at::kInt) >= 5).to(at::kInt).expand({3, width});
       return model->logits(model->hidden_rows(input, at::arange(3, at::kLong) * width));
     };
-    const at::Tensor alone = model->logits(model->hidden({.tokens = tokens}));
+    Input bare;
+    bare.tokens = tokens;
+    const at::Tensor alone = model->logits(model->hidden(bare));
     EXPECT_EQ(alone.sizes(), at::IntArrayRef({3, 5})) << variant.name;
     for (const std::int64_t id : {0, 7}) {
       const at::Tensor padded = answer(at::full({3, 4}, id, at::kLong));

@@ -67,7 +67,7 @@ def test_seeds_of_a_configuration_are_one_group(page, experiment):
 
 
 def test_the_table_has_means_and_intervals(page, experiment):
-    rows = [[cell.text.replace("\u202f", "") for cell in row.find_elements("css selector", "th, td")]
+    rows = [[cell.text.replace("\u202f", "").replace("\u00a0", " ") for cell in row.find_elements("css selector", "th, td")]
             for row in page.find_elements("css selector", "#table tr")]
     head, body = rows[0], rows[1:]
     assert [row[0] for row in body] == ["mha", "mla", "mla-o"]

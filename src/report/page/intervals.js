@@ -29,4 +29,4 @@ function difference(a, b) {
   return { mean, half: student(freedom) * Math.sqrt(u + v) };
 }
 
-const plusMinus = ({ mean, half }, text) => (missing(mean) ? "–" : missing(half) ? text(mean) : `${text(mean)} ± ${text(half)}`);
+const plusMinus = ({ mean, half }, text) => (missing(mean) ? "–" : missing(half) ? text(mean) : `${text(mean)}\u00a0±\u00a0${text(half)}`);
