@@ -276,6 +276,8 @@ class Run {
       one["S1"] = score.s1;
       one["dS"] = score.s1 - score.s;
       one["S1_base"] = score.s1_base;
+      one["S_band"] = score.band;
+      one["S1_band"] = score.band1;
       one["rho"] = score.rho;
       one["rho_interface"] = score.rho_interface;
       one["cos"] = score.cos;
@@ -365,14 +367,20 @@ Json compose(const ComposeSource& source, const ComposeOptions& options) {
 
 std::string compose_pairs_csv(const Json& result) {
   std::string out =
-      "writer_layer,writer_head,reader_layer,reader_head,mode,S,S1,dS,S1_base,rho,rho_interface,"
+      "writer_layer,writer_head,reader_layer,reader_head,mode,S,S1,dS,S1_base,S_low,S_high,S1_low,"
+      "S1_high,rho,"
+      "rho_interface,"
       "cos,share_bn,share_nb,share_nn,lift_bn,lift_nb,lift_nn,p_bn,p_nb,p_nn,p_S1,p_gamma,q_bh\n";
   for (const Json& pair : result.at("pairs")) {
     Row row;
     for (const char* end : {"w", "r"}) {
       for (const Json& number : pair.at(end)) row.add(number);
     }
-    row.add(pair, {"mode", "S", "S1", "dS", "S1_base", "rho", "rho_interface", "cos"});
+    row.add(pair, {"mode", "S", "S1", "dS", "S1_base"});
+    for (const char* band : {"S_band", "S1_band"}) {
+      for (const Json& end : pair.at(band)) row.add(end);
+    }
+    row.add(pair, {"rho", "rho_interface", "cos"});
     row.add_routes(pair);
     row.add(pair, {"p_S1", "p_gamma", "q_bh"});
     row.end(out);

@@ -9,6 +9,9 @@
 namespace subspace {
 namespace {
 
+/// Of the null's law, between the ends of a score's band.
+constexpr double kBand = 0.95;
+
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
 double norm_of(const at::Tensor& x) { return x.norm().item<double>(); }
@@ -144,6 +147,8 @@ PairScore composition_score(const HeadWrite& writer, const HeadRead& reader,
   out.rho = quotient(change_norm, outer);
   out.rho_interface = quotient(norm_of(core(l0, old_new + new_old + new_new, r0)), outer);
   out.cos = quotient(dot_of(base, adapted), base_norm * adapted_norm);
+  out.band = haar_band(kBand, writer.o.size(1), writer.base, reader.base);
+  out.band1 = haar_band(kBand, writer.o.size(1), writer.adapted, reader.adapted);
   if (outer_adapted > 0) {
     out.p_s1 = haar_p_value(out.s1 * out.s1, writer.o.size(1), writer.adapted, reader.adapted);
   }

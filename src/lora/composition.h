@@ -52,11 +52,13 @@ HeadRead head_read(const Wiring& wiring, std::int64_t head, Mode mode, const Rop
 ///   lift_a = ||a||^2 d / (norms of its two factors)^2, mean 1 if their orientation is random
 ///   rho_interface: the same with the far ends left as they were (V and F of the base): what the
 ///   junction O, N alone does.
+/// band, band1: the middle 95 % of S and of S1 under the Haar null of the heads' spectra.
 /// p: chance of a lift as large under the Haar null, p_gamma = min(1, 3 min p).
 /// NaN where a quotient has no meaning (no change, a factor that is zero).
 struct PairScore {
   double s = 0, s1 = 0, s1_base = 0, rho = 0, rho_interface = 0, cos = 0;
   double p_s1 = 1, p_gamma = 1;
+  std::array<double, 2> band{}, band1{};
   std::array<double, 3> share{}, lift{}, p{};
 };
 

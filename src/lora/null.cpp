@@ -108,6 +108,34 @@ double haar_p_value(double score_squared, std::int64_t d, const Spectrum2& write
   return gamma_tail(shape, score_squared * null.mean / null.variance);
 }
 
+std::array<double, 2> haar_band(double share, std::int64_t d, const Spectrum2& writer,
+                                const Spectrum2& reader) {
+  if (!(share > 0 && share < 1)) {
+    fail(ErrorCode::InvalidValue, "a band of {} of a law; expected more than 0, less than 1",
+         share);
+  }
+  if (!(writer.trace > 0) || !(reader.trace > 0)) {
+    return {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::quiet_NaN()};
+  }
+  const HaarNull null = haar_null(d, writer, reader);
+  if (!(null.variance > kEpsilon * null.mean * null.mean)) {
+    return {std::sqrt(null.mean), std::sqrt(null.mean)};
+  }
+  const double shape = null.mean * null.mean / null.variance;
+  // gamma_tail falls from 1 to 0; S^2 is at most 1, but its gamma law does not know that.
+  const auto quantile = [&](double tail) {
+    double low = 0, high = shape + 1;
+    while (gamma_tail(shape, high) > tail) high *= 2;
+    while (high - low > 1e-10 * high) {
+      const double middle = (low + high) / 2;
+      if (middle <= low || middle >= high) break;
+      (gamma_tail(shape, middle) > tail ? low : high) = middle;
+    }
+    return std::sqrt(high * null.variance / null.mean);
+  };
+  return {quantile((1 + share) / 2), quantile((1 - share) / 2)};
+}
+
 std::vector<double> benjamini_hochberg(const std::vector<double>& p, std::int64_t total) {
   for (std::size_t i = 0; i < p.size(); ++i) {
     if (!(p[i] >= 0 && p[i] <= 1)) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -38,6 +39,12 @@ HaarNull haar_null(std::int64_t d, const Spectrum2& writer, const Spectrum2& rea
 /// (one of them is isotropic) 1 or, above the mean by more than rounding, 0.
 double haar_p_value(double score_squared, std::int64_t d, const Spectrum2& writer,
                     const Spectrum2& reader);
+
+/// The S (not squared) between which that null has the middle `share` of its law, in (0, 1): roots
+/// of the gamma law's quantiles, to 1e-9 of themselves. Both 1/sqrt(d) where the variance is zero,
+/// NaN where a factor is zero.
+std::array<double, 2> haar_band(double share, std::int64_t d, const Spectrum2& writer,
+                                const Spectrum2& reader);
 
 /// Benjamini and Hochberg's adjusted p-values, in the order of the input:
 ///   q_(k) = min_{j >= k} min(1, total p_(j) / j),  p_(1) <= p_(2) <= ...

@@ -91,6 +91,14 @@ void check_pair(const Fields& pair) {
   }
   pair.string("mode");
   for (const char* name : {"S", "S1", "rho", "q_bh"}) check_number(pair, name);
+  for (const char* name : {"S_band", "S1_band"}) {
+    if (!pair.json().contains(name)) continue;  // results of earlier versions
+    const Json& band = pair.json().at(name);
+    const auto end = [](const Json& x) { return x.is_number() || x.is_null(); };
+    if (band.is_array() && band.size() == 2 && end(band[0]) && end(band[1])) continue;
+    fail(ErrorCode::InvalidValue, "{}: field '{}' is {}; expected [lowest, highest]", pair.where(),
+         name, band.dump().substr(0, 80));
+  }
 }
 
 std::size_t pack(const Json& json, Chunks& chunks) {

@@ -48,6 +48,21 @@ Spectrum2 of(const at::Tensor& p) {
   return {p.trace().item<double>(), p.square().sum().item<double>()};
 }
 
+TEST(HaarBand, EndsHaveTheTailsAskedFor) {
+  const Spectrum2 spiky = {1, 0.9}, slow = {2, 0.5};
+  for (const double share : {0.5, 0.95, 0.999}) {
+    const auto [low, high] = haar_band(share, 48, spiky, slow);
+    EXPECT_NEAR(haar_p_value(low * low, 48, spiky, slow), (1 + share) / 2, 1e-8);
+    EXPECT_NEAR(haar_p_value(high * high, 48, spiky, slow), (1 - share) / 2, 1e-8);
+    EXPECT_LT(low, high);
+  }
+  const auto [low, high] = haar_band(0.9, 16, {16, 16}, spiky);  // isotropic: always 1/d
+  EXPECT_NEAR(low, 0.25, 1e-12);
+  EXPECT_NEAR(high, 0.25, 1e-12);
+  EXPECT_TRUE(std::isnan(haar_band(0.9, 16, {0, 0}, spiky)[0]));
+  EXPECT_THROW(haar_band(1, 16, spiky, slow), Error);
+}
+
 // P17 and E5: mean and variance of S^2 under random orientation, for two spectra and d = 3.
 TEST(HaarNull, MeanAndVarianceAreThoseOfRandomOrientations) {
   at::manual_seed(1);

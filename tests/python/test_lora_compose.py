@@ -129,6 +129,24 @@ def test_scores_are_transformerlens_and_elhage(composed):
         close(pair["S"], norm(w2 @ w1) / norm(w1) / norm(w2), "Elhage V")
 
 
+def test_bands_hold_what_random_directions_give(composed):
+    """95 % of the scores of two heads turned against each other at random, by Monte Carlo."""
+    dense, result, _ = composed
+    random = np.random.default_rng(5)
+    for pair in [p for p in result["pairs"] if p["mode"] == "V"][:4]:
+        for which, name in enumerate(("S_band", "S1_band")):
+            left, right = (dense.message(*pair[end], which) for end in ("w", "r"))
+            u, s, _ = np.linalg.svd(right)
+            scores = []
+            for _ in range(400):
+                q, r = np.linalg.qr(random.normal(size=left.shape))
+                turned = left @ (q * np.sign(np.diag(r)))
+                scores.append(norm(turned * s) / norm(left) / norm(s))
+            low, high = pair[name]
+            inside = np.mean([low < score < high for score in scores])
+            assert 0.91 <= inside <= 0.985, f"{pair['w']} -> {pair['r']} {name}: {inside}"
+
+
 def test_elhage_q_and_k_at_offset_zero(program, tmp_path):
     base, adapter = make(tmp_path)
     out = tmp_path / "out"
