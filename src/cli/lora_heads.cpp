@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "base/atomic_file.h"
 #include "base/error.h"
 #include "base/progress.h"
 #include "cli/lora.h"
+#include "lora/adapter_alone.h"
 #include "lora/heads_run.h"
 
 namespace subspace {
@@ -160,9 +162,52 @@ void print_strongest(const Json& result) {
   }
 }
 
+/// Without the base's weights: what the adapter says by itself, and what is missing.
+void heads_of_adapter(const HeadsArguments& arguments, const GlobalOptions& globals,
+                      const AdaptedModel* model, const std::string& why) {
+  const Adapter adapter = open_adapter(arguments.input);
+  const Json result = adapter_alone(adapter, model, why);
+  const std::filesystem::path out = arguments.out;
+  create_folder(out);
+  std::string files = "adapter.json, adapter.csv";
+  write_file_atomically(out / "adapter.csv", adapter_modules_csv(result));
+  if (result.contains("crossed")) {
+    write_file_atomically(out / "adapter_crossed.csv", adapter_crossed_csv(result));
+    files += ", adapter_crossed.csv";
+  }
+  write_file_atomically(out / "adapter.json", result.dump() + "\n");
+  if (globals.json) {
+    std::printf("%s\n", result.dump().c_str());
+    return;
+  }
+  std::printf("The adapter alone. Missing:\n");
+  for (const Json& words : result.at("missing")) {
+    std::printf("- %s\n", words.get<std::string>().c_str());
+  }
+  std::printf("\n%-44s %5s %10s %12s %13s\n", "s B A of", "rank", "|s B A|*", "stable rank",
+              "entropy rank");
+  for (const Json& m : result.at("modules")) {
+    std::printf("%-44s %5lld %10.4g %12.2f %13.2f\n", m.at("module").get<std::string>().c_str(),
+                static_cast<long long>(m.at("rank").get<std::int64_t>()),
+                m.at("fro_raw").get<double>(), m.at("stable_rank").get<double>(),
+                m.at("entropy_rank").get<double>());
+  }
+  std::printf(
+      "* Depends on the gauge: heads can trade it between q and k, v and o without any effect.\n");
+  message(fmt::format("\nresults in {}: {}", arguments.out, files));
+}
+
+/// Needs weights unless the adapter alone is all there is.
 void heads(const HeadsArguments& arguments, const GlobalOptions& globals) {
   const int threads = chosen_threads(globals);
-  const AdaptedModel model = open_adapted(arguments.input, /*need_weights=*/true);
+  std::string why;
+  const auto base = find_base(open_adapter(arguments.input), arguments.input.base, why);
+  if (!base) return heads_of_adapter(arguments, globals, nullptr, why);
+  const AdaptedModel model(*base, open_adapter(arguments.input));
+  if (!model.has_weights()) {
+    const std::string missing = fmt::format("{} has a config.json but no weights", base->string());
+    return heads_of_adapter(arguments, globals, &model, missing);
+  }
   HeadsOptions options = options_of(arguments, globals, model);
   options.on_layer = show_layer;
   const Json result = run_lora_heads(heads_source(model, threads), options);
@@ -233,7 +278,9 @@ void add_lora_heads(CLI::App& lora, const GlobalOptions& globals) {
       "A line a layer: median |dM|/|M| over heads (the head with the most), shares of the terms "
       "in\n"
       "dM, how much of dM lies within what the head read and wrote before. In DIR: heads.json,\n"
-      "heads.csv and heads.safetensors; docs/lora.md explains every number.");
+      "heads.csv and heads.safetensors; docs/lora.md explains every number.\n"
+      "Without the base's weights: what the adapter says by itself, and what is missing, in\n"
+      "adapter.json and its tables; with the base's config.json alone, head by head.");
   add_options(*command, *arguments);
   command->callback([arguments, &globals] { heads(*arguments, globals); });
 }
