@@ -1,5 +1,7 @@
 #include "cli/lora.h"
 
+#include <cstdlib>
+
 #include "base/error.h"
 #include "cli/commands.h"
 
@@ -53,6 +55,10 @@ void add_lora(CLI::App& app, const GlobalOptions& globals) {
       "  subspace lora report DIR --out report.html           a page that shows and explains it\n\n"
       "ADAPTER is a folder as PEFT writes it (LoRA, rsLoRA, DoRA), or a name in the Hugging Face\n"
       "cache; docs/lora.md has the algebra, the files and what is refused.");
+  // Matrices of a layer are large, written once and read a few times: a fifth of a screen's time is
+  // the system mapping small pages for them. PyTorch asks for large ones if this says so, and reads
+  // it before its first tensor.
+  lora->preparse_callback([](std::size_t) { ::setenv("THP_MEM_ALLOC_ENABLE", "1", 0); });
   lora->require_subcommand(1);
   lora->fallthrough();
   add_lora_inspect(*lora, globals);
