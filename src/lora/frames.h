@@ -25,8 +25,9 @@ struct Frames {
 
 /// Triangular factors of every head's (or group's) spans: on the CPU from their Gram matrix where
 /// no column is within an angle of 0.01 of those before it, else by Householder reflections;
-/// through latents first one of what all heads share. Where a base M_i is rank deficient, to max(rows) eps sigma_1,
-/// the coordinates are turned into its singular vectors, so that the masks stay right.
+/// through latents first one of what all heads share. Where a base M_i is rank deficient, to
+/// max(rows) eps sigma_1, the coordinates are turned into its singular vectors, so that the masks
+/// stay right.
 ///
 /// 2 d (k + r)^2 operations a matrix, count (k + r)^2 memory. Accuracy: (k + r) eps |X| by
 /// reflections; by Gram matrices inner products are as good, while a part of size s outside the
