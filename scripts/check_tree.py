@@ -15,7 +15,7 @@ MAY_USE = {
     "ops": ["base", "kernels"],
     "attention": ["base", "kernels", "checkpoint"],
     "spectrum": ["base", "kernels", "checkpoint", "attention"],
-    "nn": ["base", "kernels", "checkpoint", "attention"],
+    "nn": ["base", "kernels", "checkpoint", "ops", "attention"],
     "train": ["base", "data", "kernels", "checkpoint", "attention", "nn"],
     "lora": ["base", "kernels", "checkpoint", "attention", "spectrum"],
     "causal": ["base", "data", "kernels", "checkpoint", "attention", "spectrum", "nn", "train", "lora"],

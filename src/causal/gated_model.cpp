@@ -78,6 +78,7 @@ void GatedModel::refuse_other_models() const {
                      : c.attention.is_mla()        ? "one with latent attention (MLA)"
                      : c.attention.shared_output() ? "one with a shared output latent"
                      : c.moe                       ? "a mixture of experts"
+                     : c.neuron_experts            ? "one with single-neuron experts"
                      : c.learned_positions         ? "one with learned positions"
                                                    : nullptr;
   if (what == nullptr) return;

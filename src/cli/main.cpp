@@ -84,6 +84,7 @@ int main(int argc, char** argv) {
   add_export(app, globals);
   add_forward(app, globals);
   add_init(app, globals);
+  add_match(app, globals);
   add_train(app, globals);
   add_finetune(app, globals);
   add_sweep(app, globals);

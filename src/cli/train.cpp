@@ -1,25 +1,45 @@
 #include <cstdio>
 
+#include "base/error.h"
 #include "base/progress.h"
 #include "cli/commands.h"
 #include "train/induction.h"
+#include "train/match.h"
 #include "train/trainer.h"
 
 namespace subspace {
 namespace {
 
 struct TrainArguments {
-  std::string config, data, out, base;
+  std::string config, data, out, base, kind, match;
   std::vector<std::string> sets;
   std::int64_t steps = 0, seed = -1;
   bool resume = false, deterministic = false;
 };
+
+/// The configuration with another kind of feed-forward part, at the cost of its own.
+void be_matched(train::Experiment& experiment, const TrainArguments& arguments) {
+  if (arguments.kind.empty() != arguments.match.empty()) {
+    fail(ErrorCode::Usage, "--kind and --match go together: {} is missing",
+         arguments.kind.empty() ? "--kind" : "--match");
+  }
+  if (arguments.kind.empty()) return;
+  if (experiment.adapter.is_object()) {
+    fail(ErrorCode::Usage, "--kind: an adapter's model is that of --base");
+  }
+  const train::Matched found =
+      train::match_model(experiment.model, train::read_settings(experiment.train, experiment.where),
+                         arguments.kind, train::match_by(arguments.match), experiment.where);
+  message(train::match_text(found));
+  experiment.model = found.model;
+}
 
 void train_model(const TrainArguments& arguments, const GlobalOptions& globals) {
   const std::string base = arguments.base.empty() ? "" : resolve_model(arguments.base).string();
   train::Experiment experiment = train::read_experiment(arguments.config, arguments.sets, base);
   if (arguments.steps > 0) experiment.train["steps"] = arguments.steps;
   if (arguments.seed >= 0) experiment.train["seed"] = arguments.seed;
+  be_matched(experiment, arguments);
   train::RunOptions options;
   options.out = arguments.out;
   options.threads = chosen_threads(globals);
@@ -60,6 +80,12 @@ void add_train(CLI::App& app, const GlobalOptions& globals) {
       ->add_option("--set", arguments->sets,
                    "name=value: any field of the model or of its training; may be repeated")
       ->allow_extra_args(false);
+  command
+      ->add_option("--kind", arguments->kind,
+                   "another kind of feed-forward part than CONFIG's, at CONFIG's cost")
+      ->check(CLI::IsMember({"dense", "ethos", "moe", "molae", "peer"}));
+  command->add_option("--match", arguments->match, "what is equal then; `subspace match` has more")
+      ->check(CLI::IsMember({"flops", "params"}));
   command->add_flag("--resume", arguments->resume, "go on from the last checkpoint in --out");
   command->add_flag("--deterministic", arguments->deterministic,
                     "the same bits again on a GPU too, somewhat slower");

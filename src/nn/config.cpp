@@ -132,23 +132,7 @@ class Reader {
     rms();
     any_attention();
     output();
-    const std::string act =
-        in_.choice_or("hidden_act", "swiglu", {"gelu", "none", "silu", "swiglu"});
-    const bool bias = in_.boolean_or("mlp_bias", false);
-    if (act == "none") {
-      in_.must_be("intermediate_size", 0, "hidden_act 'none' is a model of attention alone");
-    } else if (act == "gelu") {
-      plain(bias);
-    } else {
-      gated(bias);
-    }
-    if (in_.has("n_routed_experts")) {
-      if (act == "gelu" || act == "none") {
-        in_.contradiction("hidden_act", "experts are gated: expected swiglu");
-      }
-      in_.must_be("moe_layer_freq", 1, "every layer from first_k_dense_replace on has experts");
-      experts({.experts = 0, .active = 0, .shared = 0});
-    }
+    feed_forward();
     return finish();
   }
 
@@ -346,6 +330,40 @@ class Reader {
                : norm == "rms" ? LatentNorm::rms
                                : LatentNorm::rms_per_head;
     a.latent_eps = out_.norm_eps;
+  }
+
+  /// Any of them: `feed_forward` names the kind, the fields that are there imply dense or moe.
+  void feed_forward() {
+    const bool routed = in_.has("n_routed_experts");
+    const std::string kind = in_.choice_or("feed_forward", routed ? "moe" : "dense",
+                                           {"dense", "ethos", "moe", "molae", "peer"});
+    if (routed != (kind == "moe")) {
+      in_.contradiction("feed_forward", routed ? "n_routed_experts says 'moe'"
+                                               : "it needs n_routed_experts and what goes with it");
+    }
+    const std::string act =
+        in_.choice_or("hidden_act", "swiglu", {"gelu", "none", "silu", "swiglu"});
+    const bool bias = in_.boolean_or("mlp_bias", false);
+    if (kind != "dense" && act == "none") {
+      in_.contradiction("hidden_act",
+                        fmt::format("feed_forward '{}' is more than attention alone", kind));
+    }
+    if (kind == "moe" && act == "gelu") {
+      in_.contradiction("hidden_act", "experts are gated: expected swiglu");
+    }
+    if (kind != "dense" && kind != "moe") {
+      out_.neuron_experts = read_neuron_experts(in_, kind, out_.width, out_.layers);
+    }
+    const bool no_dense = out_.neuron_experts && out_.neuron_experts->first_layer == 0;
+    if (act == "none") {
+      in_.must_be("intermediate_size", 0, "hidden_act 'none' is a model of attention alone");
+    } else if (!no_dense || in_.has("intermediate_size")) {
+      act == "gelu" ? plain(bias) : gated(bias);
+    }
+    if (kind == "moe") {
+      in_.must_be("moe_layer_freq", 1, "every layer from first_k_dense_replace on has experts");
+      experts({.experts = 0, .active = 0, .shared = 0});
+    }
   }
 
   void plain(bool bias) { out_.feed_forward = {in_.positive("intermediate_size"), false, bias}; }

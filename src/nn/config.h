@@ -7,6 +7,7 @@
 
 #include "attention/layer.h"
 #include "base/json.h"
+#include "nn/neuron_config.h"
 
 namespace subspace::nn {
 
@@ -96,6 +97,7 @@ struct ModelConfig {
   AttentionConfig attention;
   FeedForwardConfig feed_forward;
   std::optional<MoeConfig> moe;
+  std::optional<NeuronExpertsConfig> neuron_experts;
   std::optional<ImageConfig> image;
   std::int64_t labels = 0;  ///< classes of a text; 0: not the task
   Json json;                ///< as it was read
@@ -103,6 +105,9 @@ struct ModelConfig {
   /// One answer a sequence, from its first token's vector.
   bool classifies() const { return image.has_value() || labels > 0; }
   bool is_moe(std::int64_t layer) const { return moe && layer >= moe->first_layer; }
+  bool has_neuron_experts(std::int64_t layer) const {
+    return neuron_experts && layer >= neuron_experts->first_layer;
+  }
   /// Tokens that one sequence can have: positions, or patches and the class token.
   std::int64_t tokens() const { return image ? image->patches() + 1 : positions; }
 };

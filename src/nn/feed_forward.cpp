@@ -50,10 +50,14 @@ Block::Block(Parameters& parameters, const ModelConfig& config, std::int64_t ind
   };
   first_ = norm("input_layernorm", "attention.output.LayerNorm", "layernorm_before");
   attention_.emplace(parameters, config, layer);
-  if (!config.is_moe(index) && config.feed_forward.width == 0) return;
+  const bool experts = config.is_moe(index) || config.has_neuron_experts(index);
+  if (!experts && config.feed_forward.width == 0) return;
   second_ = norm("post_attention_layernorm", "output.LayerNorm", "layernorm_after");
   if (config.is_moe(index)) {
     feed_forward_.emplace<MixtureOfExperts>(parameters, *config.moe, config.width, layer + "mlp.");
+  } else if (config.has_neuron_experts(index)) {
+    feed_forward_.emplace<NeuronExperts>(parameters, *config.neuron_experts, config.width,
+                                         layer + "mlp.");
   } else {
     const FeedForward::Names names =
         config.decoder_names
@@ -68,6 +72,7 @@ at::Tensor Block::feed_forward(const at::Tensor& x, PassContext& pass) const {
   if (const auto* experts = std::get_if<MixtureOfExperts>(&feed_forward_)) {
     return (*experts)(x, pass);
   }
+  if (const NeuronExperts* experts = neuron_experts()) return (*experts)(x, pass);
   return std::get<FeedForward>(feed_forward_)(x);
 }
 
@@ -102,6 +107,14 @@ void Block::operator()(Residual& stream, PassContext& pass) const {
 
 void Block::after_step() {
   if (auto* experts = std::get_if<MixtureOfExperts>(&feed_forward_)) experts->after_step();
+}
+
+const ExpertUsage* Block::usage() const {
+  if (const auto* experts = std::get_if<MixtureOfExperts>(&feed_forward_)) {
+    return &experts->usage();
+  }
+  const NeuronExperts* experts = neuron_experts();
+  return experts != nullptr ? &experts->usage() : nullptr;
 }
 
 }  // namespace subspace::nn

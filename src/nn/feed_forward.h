@@ -3,6 +3,8 @@
 #include <variant>
 
 #include "nn/attention.h"
+#include "nn/expert_usage.h"
+#include "nn/neuron_experts.h"
 
 namespace subspace::nn {
 
@@ -46,6 +48,7 @@ class MixtureOfExperts {
                    const std::string& base);
   at::Tensor operator()(const at::Tensor& x, PassContext& pass) const;
   void after_step();
+  const ExpertUsage& usage() const { return usage_; }
 
   /// Both ways to compute the experts, for x [N, d], choices and their weights [N, active].
   at::Tensor all_experts(const at::Tensor& x, const at::Tensor& chosen,
@@ -65,6 +68,7 @@ class MixtureOfExperts {
   at::Tensor router_, bias_;
   at::Tensor up_, down_;     // [E 2 m, d] gate and up of each expert, [E d, m]
   mutable at::Tensor load_;  // [E] choices since the last step
+  ExpertUsage usage_;
   std::optional<FeedForward> shared_;
 };
 
@@ -78,6 +82,10 @@ class Block {
   /// pass asks for rows, the stream goes on with those alone: [1, P, d].
   void operator()(Residual& stream, PassContext& pass) const;
   void after_step();
+  /// Of its experts; nullptr if it has none.
+  const ExpertUsage* usage() const;
+  /// nullptr if it has none.
+  const NeuronExperts* neuron_experts() const { return std::get_if<NeuronExperts>(&feed_forward_); }
 
  private:
   at::Tensor feed_forward(const at::Tensor& x, PassContext& pass) const;
@@ -85,7 +93,7 @@ class Block {
   bool post_norm_;
   std::optional<Attention> attention_;
   NormLayer first_, second_;
-  std::variant<std::monostate, FeedForward, MixtureOfExperts> feed_forward_;
+  std::variant<std::monostate, FeedForward, MixtureOfExperts, NeuronExperts> feed_forward_;
 };
 
 /// Name in front of a layer's tensors, "model.layers.3.".

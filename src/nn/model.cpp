@@ -190,7 +190,9 @@ at::Tensor Model::hidden(const Input& input, bool training, at::Tensor* auxiliar
 at::Tensor Model::hidden_rows(const Input& input, const at::Tensor& rows, bool training,
                               at::Tensor* auxiliary) const {
   PassContext pass = pass_for(input, config_.image ? config_.tokens() : input.tokens.size(1));
-  const bool early = rows.defined() && !config_.post_norm && !config_.is_moe(config_.layers - 1);
+  const std::int64_t last = config_.layers - 1;
+  const bool experts = config_.is_moe(last) || config_.has_neuron_experts(last);
+  const bool early = rows.defined() && !config_.post_norm && !experts;
   const at::Tensor hidden =
       through_blocks(input, early ? rows : at::Tensor(), training, auxiliary, pass);
   return (early ? hidden : chosen_rows(hidden, rows)).flatten(0, 1);
@@ -246,6 +248,15 @@ at::Tensor Model::scaled_loss(const at::Tensor& rows, const at::Tensor& targets,
                      weight.size(0) % kernels::kCrossEntropyVector == 0;
   if (plain && fused(rows)) return fused_loss(rows, weight, targets, factor, config_.vocab);
   return loss_sum(rows, targets) * factor;
+}
+
+std::vector<Model::LayerUsage> Model::expert_usage() const {
+  std::vector<LayerUsage> out;
+  for (std::size_t i = 0; i < blocks_.size(); ++i) {
+    const ExpertUsage* usage = blocks_[i].usage();
+    if (usage != nullptr) out.push_back({static_cast<std::int64_t>(i), usage});
+  }
+  return out;
 }
 
 void Model::after_step() {

@@ -53,7 +53,8 @@ class Model {
   at::Tensor hidden(const Input& input, bool training = false,
                     at::Tensor* auxiliary = nullptr) const;
   /// Rows [P, d] of them, in order of `rows` [P] (places in [B T]; undefined: all). The last block
-  /// computes only these behind its attention, unless it has experts, whose balance needs all.
+  /// computes only these behind its attention, unless it has experts, whose balance or batch norm
+  /// needs all.
   at::Tensor hidden_rows(const Input& input, const at::Tensor& rows, bool training = false,
                          at::Tensor* auxiliary = nullptr) const;
   /// [.., d] -> [.., vocabulary]; where the model classifies [P, d] -> [P, labels], or the first
@@ -72,6 +73,13 @@ class Model {
   /// The first part of the model whose output is not finite, "model.layers.3", or nothing; for
   /// finding out why a loss is NaN. Waits for the device behind every layer.
   std::string first_nonfinite(const Input& input) const;
+  /// What each layer that has experts counts of its choices in training, first layer first.
+  struct LayerUsage {
+    std::int64_t layer = 0;
+    const ExpertUsage* usage = nullptr;
+  };
+  std::vector<LayerUsage> expert_usage() const;
+  const std::vector<Block>& blocks() const { return blocks_; }
   /// What happens to the model itself after an optimiser's step: balance of experts.
   void after_step();
 

@@ -25,6 +25,7 @@ MixtureOfExperts::MixtureOfExperts(Parameters& parameters, const MoeConfig& conf
   up_ = parameters.weights(up);
   down_ = parameters.weights(down);
   load_ = at::zeros_like(bias_);
+  usage_ = ExpertUsage(1, config.experts, bias_);
   if (config.shared > 0) {
     const std::string shared = base + "shared_experts.";
     shared_.emplace(
@@ -62,6 +63,7 @@ MixtureOfExperts::Route MixtureOfExperts::route(const at::Tensor& x, PassContext
                                  .scatter_add(0, route.chosen.flatten(),
                                               at::ones({route.chosen.numel()}, scores.options()));
   load_.add_(choices.to(load_.scalar_type()));
+  usage_.count(route.chosen.unsqueeze(1));
   if (config_.auxiliary > 0) {
     const at::Tensor share = choices / static_cast<double>(route.chosen.numel());
     const at::Tensor mean = (scores / scores.sum(-1, true)).mean(0);

@@ -31,6 +31,9 @@ void run(const at::Tensor& where, const kernels::Adamw& p) { SUBSPACE_ON_DEVICE(
 void run(const at::Tensor& where, const kernels::CrossEntropy& p) {
   SUBSPACE_ON_DEVICE(cross_entropy)
 }
+void run(const at::Tensor& where, const kernels::ExpertCounts& p) {
+  SUBSPACE_ON_DEVICE(expert_counts)
+}
 void run(const at::Tensor& where, const kernels::RmsNorm& p) { SUBSPACE_ON_DEVICE(rms_norm) }
 void run(const at::Tensor& where, const kernels::RmsNormGrad& p) {
   SUBSPACE_ON_DEVICE(rms_norm_grad)

@@ -4,6 +4,7 @@
 
 #include "kernels/adamw.h"
 #include "kernels/cross_entropy.h"
+#include "kernels/expert_counts.h"
 #include "kernels/rms_norm.h"
 #include "kernels/rotary_heads.h"
 #include "kernels/short_attention.h"
@@ -15,6 +16,7 @@ namespace subspace::nn {
 /// threads.
 void run(const at::Tensor& where, const kernels::Adamw& p);
 void run(const at::Tensor& where, const kernels::CrossEntropy& p);
+void run(const at::Tensor& where, const kernels::ExpertCounts& p);
 void run(const at::Tensor& where, const kernels::RmsNorm& p);
 void run(const at::Tensor& where, const kernels::RmsNormGrad& p);
 void run(const at::Tensor& where, const kernels::RotaryHeads& p);

@@ -35,7 +35,7 @@ at::Tensor drawn(const Parameters::Shape& shape, Init init, double deviation, st
 }  // namespace
 
 at::Tensor Parameters::add(const std::vector<Named>& parts, std::int64_t rows, Init init,
-                           bool decays, bool trained) {
+                           bool decays, bool trained, std::optional<double> deviation) {
   Parameter parameter;
   std::int64_t begin = 0;
   for (const Named& part : parts) {
@@ -51,7 +51,8 @@ at::Tensor Parameters::add(const std::vector<Named>& parts, std::int64_t rows, I
   if ((init == Init::normal || init == Init::fan_in) && options_.fill) {
     for (const Parameter::Part& part : parameter.parts) {
       parameter.value.narrow(0, part.begin, part.rows)
-          .copy_(drawn(part.shape, init, options_.range, options_.seed, part.name));
+          .copy_(drawn(part.shape, init, deviation.value_or(options_.range), options_.seed,
+                       part.name));
     }
   }
   const bool learns = trained && !options_.adapter;
@@ -62,8 +63,9 @@ at::Tensor Parameters::add(const std::vector<Named>& parts, std::int64_t rows, I
   return parameter.value;
 }
 
-at::Tensor Parameters::weight(const std::string& name, const Shape& shape) {
-  return add({{name, shape}}, shape.at(0), Init::normal, true, true);
+at::Tensor Parameters::weight(const std::string& name, const Shape& shape,
+                              std::optional<double> deviation) {
+  return add({{name, shape}}, shape.at(0), Init::normal, true, true, deviation);
 }
 
 at::Tensor Parameters::weights(const std::vector<Named>& parts) {
@@ -88,8 +90,8 @@ at::Tensor Parameters::norm(const std::string& name, const Shape& shape) {
   return add({{name, shape}}, shape.at(0), Init::ones, false, true);
 }
 
-at::Tensor Parameters::buffer(const std::string& name, const Shape& shape) {
-  return add({{name, shape}}, shape.at(0), Init::zeros, false, false);
+at::Tensor Parameters::buffer(const std::string& name, const Shape& shape, Init init) {
+  return add({{name, shape}}, shape.at(0), init, false, false);
 }
 
 LowRankRows Parameters::adapter(const std::string& name, std::int64_t out, std::int64_t in) {

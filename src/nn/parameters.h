@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -56,8 +57,10 @@ class Parameters {
     Shape shape;
   };
 
-  /// A weight matrix (or a convolution's tensor).
-  at::Tensor weight(const std::string& name, const Shape& shape);
+  /// A weight matrix (or a convolution's tensor), with a standard deviation of its own if one is
+  /// given.
+  at::Tensor weight(const std::string& name, const Shape& shape,
+                    std::optional<double> deviation = {});
   /// Matrices of one width on top of one another.
   at::Tensor weights(const std::vector<Named>& parts);
   /// A matrix with zero rows added until their number is a multiple of `multiple`; the checkpoint
@@ -66,8 +69,8 @@ class Parameters {
   /// A vector without weight decay; biases begin as zero, weights of norms as one.
   at::Tensor bias(const std::vector<Named>& parts);
   at::Tensor norm(const std::string& name, const Shape& shape);
-  /// A tensor that is part of the model's state and not trained; zero at first, float32 at least.
-  at::Tensor buffer(const std::string& name, const Shape& shape);
+  /// A tensor that is part of the model's state and not trained; float32 at least.
+  at::Tensor buffer(const std::string& name, const Shape& shape, Init init = Init::zeros);
 
   /// A and B of a LoRA adapter on the matrix `name` (without ".weight") of that shape, under PEFT's
   /// names: A [r, in] begins uniform in +-1/sqrt(in), B [out, r] zero. Undefined if there is no
@@ -89,7 +92,7 @@ class Parameters {
 
  private:
   at::Tensor add(const std::vector<Named>& parts, std::int64_t rows, Init init, bool decays,
-                 bool trained);
+                 bool trained, std::optional<double> deviation = {});
 
   Options options_;
   std::vector<Parameter> all_;

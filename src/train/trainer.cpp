@@ -18,6 +18,7 @@
 #include "train/engine.h"
 #include "train/flops.h"
 #include "train/run_state.h"
+#include "train/usage.h"
 
 namespace subspace::train {
 namespace fs = std::filesystem;
@@ -101,8 +102,10 @@ class Run {
 
   Json go() {
     if (at_.step == 0) {
-      message(fmt::format("{} parameters; {} steps of {} x {} rows", model_->parameters().count(),
-                          settings_.steps, settings_.accumulate, settings_.batch_size));
+      const std::int64_t count = model_->parameters().count();
+      message(fmt::format("{} parameters ({:.1f} M); {} steps of {} x {} rows", count,
+                          static_cast<double>(count) / 1e6, settings_.steps, settings_.accumulate,
+                          settings_.batch_size));
     }
     Progress progress("step", settings_.steps, at_.step);
     started_ = Clock::now();
@@ -283,6 +286,8 @@ class Run {
     // Rows of sentences are of any length: what they cost is not known beforehand.
     if (config_.labels == 0) last_metrics_["flops_per_second"] = flops_ * steps / window;
     last_metrics_["seconds"] = at_.seconds + seconds;
+    const Json usage = take_usage(*model_);
+    if (!usage.empty()) last_metrics_["experts"] = usage;
     metrics_->add(last_metrics_);
     progress.step(fmt::format("loss {:.4f}  {:.1f} k tokens/s", loss_,
                               last_metrics_["tokens_per_second"].get<double>() / 1e3),

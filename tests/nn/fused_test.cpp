@@ -27,6 +27,10 @@ std::vector<testing::Variant> sizes_that_fit() {
                "mlp_bias": true, "tie_word_embeddings": true)")},
       {"shared_key", "subspace_decoder",
        with(R"("qk_nope_head_dim": 8, "o_lora_rank": 16, "o_latent_norm": "rms")")},
+      {"ethos", "subspace_decoder",
+       with(R"("qk_nope_head_dim": 8, "feed_forward": "ethos", "first_k_dense_replace": 1,
+               "num_experts": 25, "num_expert_heads": 2, "num_experts_per_head": 3,
+               "query_dim": 8, "expert_latent_dim": 8, "expert_hidden_dim": 32)")},
       {"halves", "subspace_decoder",
        with(R"("qk_nope_head_dim": 8, "rope_interleave": false, "o_lora_rank": 16)")},
   };

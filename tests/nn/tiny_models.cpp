@@ -23,6 +23,10 @@ constexpr const char* kExperts =
     R"("n_routed_experts": 6, "num_experts_per_tok": 2, "n_shared_experts": 1,
        "moe_intermediate_size": 4, "first_k_dense_replace": 1)";
 
+constexpr const char* kNeurons =
+    R"("head_dim": 4, "num_experts": 25, "num_expert_heads": 2, "num_experts_per_head": 3,
+       "query_dim": 6)";
+
 std::string with(const char* fields, const std::string& more = "") {
   return std::string("{") + fields + (more.empty() ? "" : ", " + more) + "}";
 }
@@ -78,6 +82,14 @@ const std::vector<Variant>& variants() {
       {"decoder_moe_softmax", "subspace_decoder",
        with(kExperts, R"("head_dim": 4, "scoring_func": "softmax", "num_experts_per_tok": 3,
                          "router_aux_loss_coef": 0.5)")},
+      {"decoder_ethos", "subspace_decoder",
+       with(kNeurons, std::string(kLatent) + R"(, "head_dim": null, "feed_forward": "ethos",
+            "expert_latent_dim": 5, "expert_hidden_dim": 32, "first_k_dense_replace": 1)")},
+      {"decoder_peer", "subspace_decoder",
+       with(kNeurons, R"("feed_forward": "peer", "hidden_size": 32, "intermediate_size": null)")},
+      {"encoder_molae", "subspace_encoder",
+       with(kNeurons, R"("feed_forward": "molae", "expert_latent_dim": 32, "query_norm": "none",
+            "first_k_dense_replace": 1)")},
       {"vit_mla_o", "subspace_vit",
        R"({"kv_lora_rank": 6, "q_lora_rank": 7, "qk_nope_head_dim": 3, "v_head_dim": 5,
            "o_lora_rank": 5})"},

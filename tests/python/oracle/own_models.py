@@ -41,6 +41,8 @@ MOE = dict(
     moe_intermediate_size=12, n_routed_experts=5, n_shared_experts=1, num_experts_per_tok=2,
     first_k_dense_replace=1,
 )
+NEURONS = dict(num_experts=49, num_expert_heads=2, num_experts_per_head=4, query_dim=10,
+               first_k_dense_replace=1)
 
 
 def own(kind, base, **more):
@@ -79,6 +81,12 @@ OWN = {
     "decoder-mla-o-moe-softmax": own(
         "decoder", MLA, o_lora_rank=11, scoring_func="softmax", **MOE
     ),
+    "decoder-mla-ethos": own("decoder", MLA, feed_forward="ethos", expert_latent_dim=6,
+                             expert_hidden_dim=32, **NEURONS),
+    "encoder-peer": own("encoder", dict(TEXT, hidden_size=32, head_dim=6), feed_forward="peer",
+                        **NEURONS),
+    "decoder-mla-molae": own("decoder", MLA, feed_forward="molae", expert_latent_dim=32,
+                             query_norm="none", **NEURONS),
     "vit-mha": own("vit", IMAGE),
     "vit-mla": own("vit", MLA_IMAGE),
     "vit-mla-o": own("vit", MLA_IMAGE, o_lora_rank=11),
@@ -103,6 +111,8 @@ def make(name, program, folder):
             mean = 0.5
         tensor.copy_(mean + spread * torch.randn(tensor.shape, dtype=torch.float64,
                                                  generator=generator))
+        if key.endswith("running_var"):
+            tensor.abs_()
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
     return model
 
@@ -127,8 +137,41 @@ def gated(tensors, base, x):
     return linear(tensors, base + "down_proj", inner)
 
 
+def neuron_experts(config, tensors, base, x):
+    """Tokens one at a time, all n^2 pairs of keys sorted, both vectors of an expert formed."""
+    def matrix(name):
+        return tensors[f"{base}{name}.weight"]
+
+    heads, k = config["num_expert_heads"], config["num_experts_per_head"]
+    q = linear(tensors, base + "query", x)
+    if config.get("query_norm", "batch") == "batch":
+        norm = {part: tensors[f"{base}query_norm.{part}"]
+                for part in ("weight", "bias", "running_mean", "running_var")}
+        q = (q - norm["running_mean"]) / torch.sqrt(norm["running_var"] + 1e-5)
+        q = q * norm["weight"] + norm["bias"]
+    kind = config["feed_forward"]
+    if kind == "ethos":
+        hidden = F.gelu(matrix("expert_latents") @ matrix("w1").T)
+        down, up = hidden @ matrix("w_u"), hidden @ matrix("w_v").T / heads
+    elif kind == "molae":
+        down, up = matrix("expert_down") @ matrix("w_u"), matrix("expert_up") @ matrix("w_v").T
+    else:
+        down, up = matrix("expert_down"), matrix("expert_up")
+    out = torch.zeros_like(x)
+    for token in range(x.shape[0]):
+        for query in q[token].unflatten(0, (heads, 2, -1)):
+            sums = (matrix("keys.0") @ query[0])[:, None] + (matrix("keys.1") @ query[1])[None]
+            best = sums.flatten().sort(descending=True)
+            weights = best.values[:k].softmax(0)
+            for weight, expert in zip(weights, best.indices[:k].tolist()):
+                out[token] += F.gelu(down[expert] @ x[token]) * weight * up[expert]
+    return out
+
+
 def feed_forward(config, tensors, layer, x):
     base = f"model.layers.{layer}.mlp."
+    if base + "query.weight" in tensors:
+        return neuron_experts(config, tensors, base, x)
     if base + "gate.weight" not in tensors:
         if config.get("hidden_act") == "gelu":
             inner = F.gelu(linear(tensors, base + "up_proj", x))
