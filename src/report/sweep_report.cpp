@@ -9,7 +9,7 @@ namespace {
 namespace fs = std::filesystem;
 
 /// In the order in which they are joined to one script: each uses only what stands before it.
-const std::vector<const char*> kScripts = {
+const std::vector<const char*> kSweepScripts = {
     "chunks.js", "selection.js", "stats.js",    "intervals.js",  "sweep_data.js",   "theme.js",
     "dom.js",    "figure.js",    "fig_arms.js", "sweep_grid.js", "sweep_tables.js", "sweep_main.js",
 };
@@ -71,7 +71,7 @@ void write_sweep_report(const fs::path& folder, const fs::path& out, const Repor
                   .title = "Sweep: " + fields.string("title"),
                   .data = Json{{"sweep", json}},
                   .chunks = {},
-                  .scripts = kScripts};
+                  .scripts = kSweepScripts};
   write_page(page, out, plotly, options);
 }
 

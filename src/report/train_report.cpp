@@ -14,7 +14,7 @@ namespace {
 namespace fs = std::filesystem;
 
 /// In the order in which they are joined to one script: each uses only what stands before it.
-const std::vector<const char*> kScripts = {
+const std::vector<const char*> kTrainScripts = {
     "chunks.js",      "selection.js",    "stats.js",      "intervals.js", "train_data.js",
     "theme.js",       "dom.js",          "figure.js",     "fig_arms.js",  "train_curves.js",
     "train_final.js", "train_tables.js", "train_main.js",
@@ -119,7 +119,7 @@ void write_train_report(const std::vector<fs::path>& folders, const fs::path& ou
             .title = "Training: ",
             .data = {},
             .chunks = {},
-            .scripts = kScripts};
+            .scripts = kTrainScripts};
   std::vector<std::size_t> group_of;
   const Json groups = groups_of(runs, group_of);
   for (std::size_t i = 0; i < groups.size(); ++i) {
