@@ -136,6 +136,14 @@ def test_fine_tuned_seeds_alone(browser, folder):  # noqa: F811
     quiet(driver)
 
 
+def test_runs_on_different_data_are_not_silently_compared(browser, folder):  # noqa: F811
+    for name in ("one", "two"):
+        make_run(folder / name, 0, data=name * 10)
+    driver = open_page(browser, written(folder / "both.html", folder / "one", folder / "two"))
+    assert "data are not the same" in driver.find_element("id", "summary").text
+    quiet(driver)
+
+
 def test_long_runs_are_thinned_and_keep_their_end(folder, browser):  # noqa: F811
     lines = make_run(folder / "long", seed=1, steps=5000)
     driver = open_page(browser, written(folder / "long.html", folder / "long"))

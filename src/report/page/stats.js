@@ -65,6 +65,8 @@ function millions(x) {
   return x >= 1e9 ? `${number(x / 1e9, 4)} billion` : x >= 1e6 ? `${number(x / 1e6, 4)} million`
     : integer(x);
 }
+// Of a second: tokens, mostly.
+const rateText = (x) => (Math.abs(x) >= 1e5 ? `${(x / 1e6).toFixed(3)}${THIN}M` : `${(x / 1e3).toFixed(2)}${THIN}k`);
 function byteText(x) {
   const units = ["B", "kB", "MB", "GB", "TB"];
   let at = 0;

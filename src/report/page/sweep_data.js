@@ -19,13 +19,15 @@ const KNOWN = {
   held_out_loss: { name: "held-out loss", axis: "held-out loss, nats a target", text: (v) => v.toFixed(4), less: true },
   held_out_perplexity: { name: "perplexity", axis: "held-out perplexity", text: plain, less: true },
   held_out_accuracy: { name: "held-out accuracy", axis: "held-out targets that have the largest logit", text: shownPercent },
-  tokens_per_second: { name: "tokens a second", axis: "tokens a second, whole run", text: (v) => `${(v / 1e6).toFixed(3)}${THIN}M` },
+  tokens_per_second: { name: "tokens a second", axis: "tokens a second, whole run", text: rateText },
   milliseconds: { name: "milliseconds a layer", axis: "milliseconds, forward and backward", text: plain, less: true },
   overlap_of_layers: { name: "overlap of layers' output spaces", axis: "mean cos² of principal angles, layers with each other", text: plain },
   overlap_with_embedding: { name: "overlap with the embedding", axis: "mean cos² of principal angles, layers with the embedding", text: plain },
 };
 const FOUND = [...new Set(ARMS.flatMap((arm) => Object.keys(arm.numbers)))];
-const OTHER = FOUND.filter((key) => !KNOWN[key]).map((key) => [key, { name: key.replaceAll("_", " "), axis: key.replaceAll("_", " "), text: plain, less: true }]);
+// Counts, which are the same for all and no result.
+const COUNTS = ["held_out_tokens", "held_out_examples", "training_tokens", "output_rank", "passes"];
+const OTHER = FOUND.filter((key) => !KNOWN[key] && !COUNTS.includes(key)).map((key) => [key, { name: key.replaceAll("_", " "), axis: key.replaceAll("_", " "), text: plain, less: true }]);
 const MEASURES = Object.fromEntries([...Object.entries(KNOWN).filter(([key]) => FOUND.includes(key)), ...OTHER]);
 const FIRST = Object.keys(MEASURES)[0];
 

@@ -34,14 +34,14 @@ const FINALS = {
   perplexity: { name: "perplexity", axis: "held-out perplexity", text: (v) => number(v, 4), of: (run) => lastOf(run, "perplexity"), less: true },
   accuracy: { name: CLASSIFIES ? "accuracy" : "share of targets guessed", axis: "held-out targets that have the largest logit", text: shownPercent, of: (run) => lastOf(run, "accuracy") },
   tuned: { name: "accuracy after fine-tuning", axis: "accuracy after fine-tuning", text: shownPercent, of: tunedAccuracy },
-  speed: { name: "tokens a second", axis: "tokens a second, whole run", text: (v) => `${(v / 1e6).toFixed(3)}${THIN}M`, of: (run) => last(run.steps.tokens) / last(run.steps.seconds) },
+  speed: { name: "tokens a second", axis: "tokens a second, whole run", text: rateText, of: (run) => last(run.steps.tokens) / last(run.steps.seconds) },
 };
 const finalNames = () => Object.keys(FINALS).filter((key) => RUNS.some((group) => group.members.some((run) => !missing(FINALS[key].of(run)))));
 const finalsOf = (group, key) => group.members.map(FINALS[key].of).filter((value) => !missing(value));
 
 // What curves are drawn against.
 const ACROSS = {
-  tokens: ["tokens", "tokens read (padding is none)", (v) => v],
+  tokens: ["tokens", RUNS[0].model.image_size ? "images seen" : "tokens read (padding is none)", (v) => v],
   minutes: ["seconds", "minutes of training", (v) => v / 60],
   steps: ["step", "steps", (v) => v],
 };

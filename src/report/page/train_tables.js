@@ -4,7 +4,8 @@ const seedsText = (group) => (group.members.length === 1 ? "one seed" : `${group
 function summaryTexts() {
   const total = RUNS.reduce((sum, group) => sum + group.members.length, 0);
   const tokens = meanOf(RUNS.flatMap((group) => group.members.map((run) => last(run.steps.tokens))));
-  const out = [`${RUNS.length === 1 ? "One configuration" : `${RUNS.length} configurations`}, ${total === 1 ? "one run" : `${total} runs`} of ${millions(tokens)} ${RUNS[0].model.image_size ? "images" : "tokens"} each (${RUNS.map((group) => `${runLabel(group)}: ${seedsText(group)}`).join("; ")}).`];
+  const out = [`${RUNS.length === 1 ? "One configuration" : `${RUNS.length} configurations`}, ${total === 1 ? "one run" : `${total} runs`} of ${millions(tokens)} ${RUNS[0].model.image_size ? "images" : "tokens"}${total === 1 ? "" : " each"} (${RUNS.map((group) => `${runLabel(group)}: ${seedsText(group)}`).join("; ")}).`];
+  if (new Set(RUNS.map((group) => group.data)).size > 1) out.push("The data are not the same for all: losses and accuracies do not compare across data.");
   for (const key of finalNames().filter((name) => name !== "perplexity" && name !== "speed" && (name !== "accuracy" || CLASSIFIES))) {
     const text = compared(key);
     if (text) out.push(text);
@@ -20,12 +21,13 @@ function compared(key) {
   sets.sort((a, b) => (less ? 1 : -1) * (meanOf(a.values) - meanOf(b.values)));
   const [best, ...others] = sets;
   const title = name[0].toUpperCase() + name.slice(1);
+  if (!others.length) return `${title}: ${plusMinus(interval(best.values), text)}.`;
   const parts = others.map((other) => {
     const gap = difference(other.values, best.values);
     const sure = missing(gap.half) ? "one seed: it may be chance" : Math.abs(gap.mean) > gap.half ? "more than chance" : "within chance";
     return `${other.label} ${text(meanOf(other.values))}, ${text(Math.abs(gap.mean))}${missing(gap.half) ? "" : ` ± ${text(gap.half)}`} ${less ? "more" : "less"} (${sure})`;
   });
-  return `${title}: ${best.label} has the ${less ? "lowest" : "highest"}, ${plusMinus(interval(best.values), text)}${parts.length ? `; ${parts.join("; ")}` : ""}.`;
+  return `${title}: ${best.label} has the ${less ? "lowest" : "highest"}, ${plusMinus(interval(best.values), text)}; ${parts.join("; ")}.`;
 }
 
 function drawSummary(node, body) {
