@@ -75,6 +75,14 @@ Found step(const testing::Variant& variant, Fuse where, double before, bool all_
   return found;
 }
 
+double largest(const std::vector<at::Tensor>& gradients) {
+  double most = 0;
+  for (const at::Tensor& gradient : gradients) {
+    if (gradient.defined()) most = std::max(most, gradient.norm().item<double>());
+  }
+  return most;
+}
+
 class Fused : public ::testing::TestWithParam<testing::Variant> {};
 
 TEST_P(Fused, EqualsTheOperators) {
@@ -84,10 +92,14 @@ TEST_P(Fused, EqualsTheOperators) {
       const Found fused = step(GetParam(), Fuse::always, before, all_rows);
       EXPECT_FALSE(!(std::abs(fused.loss - plain.loss) <= 2e-6 * plain.loss));
       ASSERT_EQ(fused.gradients.size(), plain.gradients.size());
+      // A bias in front of a batch norm has no gradient but what rounding leaves of others'.
+      const double rounding = 1e-7 * largest(plain.gradients);
       for (std::size_t i = 0; i < plain.gradients.size(); ++i) {
+        if (!plain.gradients[i].defined()) continue;  // running estimates
         const at::Tensor difference = fused.gradients[i] - before - plain.gradients[i];
         const double size = plain.gradients[i].norm().item<double>() + before;
-        EXPECT_FALSE(!(difference.norm().item<double>() <= 1e-5 * size)) << i << " of " << size;
+        EXPECT_FALSE(!(difference.norm().item<double>() <= 1e-5 * size + rounding))
+            << i << " of " << size;
       }
     }
   }

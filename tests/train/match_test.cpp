@@ -14,7 +14,7 @@
 namespace subspace::train {
 namespace {
 
-Settings settings() {
+Settings tiny_settings() {
   Settings s;
   s.batch_size = 4;
   return s;
@@ -45,7 +45,7 @@ constexpr double kRouterParameters = 32 * 20 + 3 * 20 + 40;
 constexpr double kRouterMet = 32 * 20 + 2 * 40;
 
 void expect_counts(const Json& json, double parameters, double met) {
-  const ModelCounts found = counts_of(nn::read_model_config(json, "config.json"), settings());
+  const ModelCounts found = counts_of(nn::read_model_config(json, "config.json"), tiny_settings());
   EXPECT_EQ(static_cast<double>(found.parameters), parameters);
   EXPECT_TRUE(std::abs(found.flops_per_token / (6 * met) - 1) <= 1e-12)
       << found.flops_per_token << " and " << 6 * met;
@@ -123,7 +123,7 @@ TEST(Match, ByParametersComesNearerThanBothNeighbours) {
   const Json reference = of_kind("ethos", R"(, "expert_latent_dim": 6, "expert_hidden_dim": 64)");
   for (const char* kind : {"peer", "molae", "moe", "dense"}) {
     const Matched found =
-        match_model(reference, settings(), kind, MatchBy::parameters, "config.json");
+        match_model(reference, tiny_settings(), kind, MatchBy::parameters, "config.json");
     const auto wanted = static_cast<double>(found.reference.parameters);
     const double off = std::abs(static_cast<double>(found.found.parameters) - wanted);
     const bool square = found.field == "num_experts";
@@ -135,7 +135,8 @@ TEST(Match, ByParametersComesNearerThanBothNeighbours) {
                                                                : found.value + 32 * step;
       if (square && root + step < 3) continue;  // num_experts_per_head
       if (!square && other[found.field].get<std::int64_t>() < 2) continue;
-      const ModelCounts at = counts_of(nn::read_model_config(other, "config.json"), settings());
+      const ModelCounts at =
+          counts_of(nn::read_model_config(other, "config.json"), tiny_settings());
       EXPECT_TRUE(off <= std::abs(static_cast<double>(at.parameters) - wanted))
           << kind << ": " << match_text(found);
     }
@@ -144,7 +145,7 @@ TEST(Match, ByParametersComesNearerThanBothNeighbours) {
 
 TEST(Match, RefusesModelsWithOneKindOnly) {
   const Json llama = Json::parse(R"({"model_type": "llama", "hidden_size": 32})");
-  EXPECT_THROW(match_model(llama, settings(), "ethos", MatchBy::flops, "config.json"), Error);
+  EXPECT_THROW(match_model(llama, tiny_settings(), "ethos", MatchBy::flops, "config.json"), Error);
 }
 
 TEST(Usage, OfEvenAndOfSingleChoices) {
