@@ -18,9 +18,10 @@ ProductTile product_tile_portable() { return Tile<4, 2, 2>::tile(); }
 namespace {
 
 /// A panel of B, kDepth deep, of one tile's width stays in the first-level cache, a block of A of
-/// kRows rows in half of a second-level cache of 512 KiB. All are multiples of every tile's sides.
+/// kRows rows in a third of a second-level cache of 512 KiB. All are multiples of every tile's
+/// sides.
 constexpr std::int64_t kDepth = 256;
-constexpr std::int64_t kRows = 144;
+constexpr std::int64_t kRows = 72;
 /// Columns of B at a time where one block of A is all there is: they stay beside it.
 constexpr std::int64_t kFewColumns = 96;
 /// What a thread takes at a time: large enough for copying to cost little.

@@ -37,7 +37,7 @@ struct ProductOperand {
 /// Each value of C is made by the same operations in the same order wherever its tile lies: the
 /// number of threads changes no bit, nor does `lower`, and A^T A is symmetric to the bit. Error:
 /// product_tolerance. NaN and infinities go where the sums have them, also through alpha = 0.
-/// Memory: 2.5 MiB a thread.
+/// Memory: 2.2 MiB a thread.
 struct MatrixProduct {
   ProductOperand a, b;
   double* c = nullptr;

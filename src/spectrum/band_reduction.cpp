@@ -4,10 +4,12 @@
 
 #include <algorithm>
 
+#include "spectrum/product.h"
+
 namespace subspace {
 namespace {
 
-/// Half of a diagonal block is work in vain; narrow products are slow.
+/// Of the library's products: half of a diagonal block is work in vain; narrow ones are slow.
 constexpr std::int64_t kStrip = 512;
 
 struct Reflections {
@@ -17,9 +19,9 @@ struct Reflections {
 };
 
 /// Column j of T: -tau_j T[:j, :j] (V[:, :j]^T v_j), and tau_j on the diagonal.
-at::Tensor block_reflector(const at::Tensor& v, const at::Tensor& tau) {
+at::Tensor block_reflector(const at::Tensor& v, const at::Tensor& tau, Multiplier by) {
   const std::int64_t k = v.size(1);
-  const at::Tensor inner = at::mm(v.t(), v).contiguous();
+  const at::Tensor inner = product(v.t(), v, by).contiguous();
   at::Tensor t = at::zeros({k, k}, v.options());
   const double* g = inner.const_data_ptr<double>();
   const double* taus = tau.const_data_ptr<double>();
@@ -35,18 +37,21 @@ at::Tensor block_reflector(const at::Tensor& v, const at::Tensor& tau) {
   return t;
 }
 
-Reflections factor_panel(const at::Tensor& panel) {
+Reflections factor_panel(const at::Tensor& panel, Multiplier by) {
   const std::int64_t k = std::min(panel.size(0), panel.size(1));
   const auto [packed, tau] = at::geqrf(panel);
   at::Tensor v = packed.narrow(1, 0, k).tril(-1);
   v.diagonal().fill_(1);
-  return {v.contiguous(), block_reflector(v, tau.contiguous()), packed.narrow(0, 0, k).triu()};
+  return {v.contiguous(), block_reflector(v, tau.contiguous(), by), packed.narrow(0, 0, k).triu()};
 }
 
-/// The matrix as blocks of rows of a fixed grid, of which the diagonal blocks and what is right of
-/// them are kept: products of wide rows are a fifth faster than those of high columns.
+/// For the library: the matrix as blocks of rows of a fixed grid, of which the diagonal blocks and
+/// what is right of them are kept: products of wide rows are a fifth faster than those of high
+/// columns.
 class Blocks {
  public:
+  static constexpr Multiplier kBy = Multiplier::library;
+
   explicit Blocks(const at::Tensor& a) : a_(a), n_(a.size(0)) {
     for (std::int64_t j = 0; j < n_; j += kStrip) {
       const std::int64_t e = end(j);
@@ -55,6 +60,12 @@ class Blocks {
       part(j, e, e, n_).copy_(part(e, n_, j, e).t());
     }
   }
+
+  /// Columns [column, start) from row `start` on.
+  at::Tensor panel(std::int64_t column, std::int64_t start) const {
+    return part(column, start, start, n_).t();
+  }
+  at::Tensor diagonal(std::int64_t i) const { return a_.diagonal(i); }
 
   /// A V for the trailing matrix from `start` on; v [n - start, k].
   at::Tensor multiply(std::int64_t start, const at::Tensor& v) const {
@@ -80,12 +91,12 @@ class Blocks {
     }
   }
 
+ private:
   at::Tensor part(std::int64_t row, std::int64_t to_row, std::int64_t column,
                   std::int64_t to_column) const {
     return a_.narrow(0, row, to_row - row).narrow(1, column, to_column - column);
   }
 
- private:
   /// Where the block that row j belongs to ends.
   std::int64_t end(std::int64_t j) const { return std::min(j / kStrip * kStrip + kStrip, n_); }
 
@@ -93,27 +104,89 @@ class Blocks {
   std::int64_t n_;
 };
 
-}  // namespace
+/// For the own product: the lower triangle as it is.
+class Lower {
+ public:
+  static constexpr Multiplier kBy = Multiplier::own;
 
-at::Tensor reduce_to_band(const at::Tensor& a, std::int64_t width) {
+  explicit Lower(const at::Tensor& a) : a_(a), n_(a.size(0)) {}
+
+  at::Tensor panel(std::int64_t column, std::int64_t start) const {
+    return a_.narrow(0, start, n_ - start).narrow(1, column, start - column);
+  }
+  at::Tensor diagonal(std::int64_t i) const { return a_.diagonal(-i); }
+
+  at::Tensor multiply(std::int64_t start, const at::Tensor& v) const {
+    const std::int64_t size = n_ - start, width = v.size(1);
+    // (A V)^T = V^T A: a row of A at a time is how it is copied fastest.
+    const at::Tensor out = at::empty({width, size}, v.options());
+    at::Tensor kept;
+    kernels::matrix_product_cpu({.a = product_operand(v.t(), kept),
+                                 .b = {trailing(start), n_, kernels::Stored::lower},
+                                 .c = out.data_ptr<double>(),
+                                 .stride = size,
+                                 .m = width,
+                                 .n = size,
+                                 .k = size},
+                                product_threads());
+    return out.t();
+  }
+
+  void update(std::int64_t start, const at::Tensor& v, const at::Tensor& w) const {
+    const at::Tensor left = at::cat({v, w}, 1), right = at::cat({w, v}, 1);
+    const std::int64_t size = n_ - start, width = left.size(1);
+    kernels::matrix_product_cpu(
+        {.a = {left.const_data_ptr<double>(), width, kernels::Stored::rows},
+         .b = {right.const_data_ptr<double>(), width, kernels::Stored::columns},
+         .c = trailing(start),
+         .stride = n_,
+         .m = size,
+         .n = size,
+         .k = width,
+         .alpha = -1,
+         .beta = 1,
+         .lower = true},
+        product_threads());
+  }
+
+ private:
+  double* trailing(std::int64_t start) const { return a_.data_ptr<double>() + start * (n_ + 1); }
+
+  const at::Tensor& a_;
+  std::int64_t n_;
+};
+
+template <typename Matrix>
+at::Tensor reduce(const at::Tensor& a, std::int64_t width) {
+  constexpr Multiplier by = Matrix::kBy;
   const std::int64_t n = a.size(0);
-  const Blocks blocks(a);
+  const Matrix matrix(a);
   for (std::int64_t k = 0; k + width + 1 < n; k += width) {
     const std::int64_t start = k + width;
-    at::Tensor panel = blocks.part(k, start, start, n).t();
-    const Reflections q = factor_panel(panel);
+    at::Tensor panel = matrix.panel(k, start);
+    const Reflections q = factor_panel(panel, by);
     panel.zero_();
     panel.narrow(0, 0, q.r.size(0)).copy_(q.r);
-    at::Tensor w = at::mm(blocks.multiply(start, q.v), q.t);
-    const at::Tensor inner = at::mm(q.t.t(), at::mm(q.v.t(), w));
-    w.addmm_(q.v, inner, 1, -0.5);
-    blocks.update(start, q.v, w);
+    at::Tensor w = product(matrix.multiply(start, q.v), q.t, by);
+    const at::Tensor inner = product(q.t.t(), product(q.v.t(), w, by), by);
+    w.sub_(product(q.v, inner, by), 0.5);
+    matrix.update(start, q.v, w);
   }
   at::Tensor band = at::zeros({n, 2 * width}, a.options());
   for (std::int64_t i = 0; i <= std::min(width, n - 1); ++i) {
-    band.select(1, i).narrow(0, 0, n - i).copy_(a.diagonal(i));
+    band.select(1, i).narrow(0, 0, n - i).copy_(matrix.diagonal(i));
   }
   return band;
+}
+
+}  // namespace
+
+at::Tensor reduce_to_band(const at::Tensor& a, std::int64_t width) {
+  return reduce_to_band(a, width, multiplier_for(a));
+}
+
+at::Tensor reduce_to_band(const at::Tensor& a, std::int64_t width, Multiplier by) {
+  return by == Multiplier::own ? reduce<Lower>(a, width) : reduce<Blocks>(a, width);
 }
 
 }  // namespace subspace

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "spectrum/product.h"
+
 namespace subspace {
 
 /// A symmetric matrix on the CPU, [n, n] float64, reduced by orthogonal similarity to a band of
@@ -18,6 +20,8 @@ namespace subspace {
 /// straight to tridiagonal form is not: half of its work is bound by memory. Extra memory: O(n
 /// width). Entries should be near 1. Source: Bischof, Lang and Sun, "A framework for symmetric band
 /// reduction", ACM TOMS 26 (2000).
+/// `a` has contiguous rows. Without `by`, product.h's rule decides who multiplies.
 at::Tensor reduce_to_band(const at::Tensor& a, std::int64_t width);
+at::Tensor reduce_to_band(const at::Tensor& a, std::int64_t width, Multiplier by);
 
 }  // namespace subspace

@@ -28,14 +28,17 @@ at::Tensor unpacked(const at::Tensor& band, std::int64_t width) {
   return a;
 }
 
-TEST(BandReduction, KeepsTheEigenvaluesInsideTheBand) {
+class BandReduction : public ::testing::TestWithParam<Multiplier> {};
+
+TEST_P(BandReduction, KeepsTheEigenvaluesInsideTheBand) {
   for (const std::int64_t n : {1, 2, 9, 64, 65, 66, 130, 200, 700}) {
     for (const std::int64_t width : {1, 4, 64}) {
       for (const std::int64_t rank : {n, (n + 1) / 2}) {
         const at::Tensor a = matrix(n, rank);
         const at::Tensor want = at::linalg_eigvalsh(a);
         // What is above the diagonal must not matter.
-        const at::Tensor band = reduce_to_band(a.tril() + at::full_like(a, 1e300).triu(1), width);
+        const at::Tensor band =
+            reduce_to_band(a.tril() + at::full_like(a, 1e300).triu(1), width, GetParam());
         ASSERT_EQ(band.sizes(), (at::IntArrayRef{n, 2 * width}));
         EXPECT_TRUE(band.narrow(1, width, width).narrow(1, 1, width - 1).eq(0).all().item<bool>());
         const at::Tensor found = at::linalg_eigvalsh(unpacked(band, width));
@@ -48,7 +51,12 @@ TEST(BandReduction, KeepsTheEigenvaluesInsideTheBand) {
   }
 }
 
-TEST(BandReduction, TheWholeRouteEqualsLapack) {
+INSTANTIATE_TEST_SUITE_P(By, BandReduction, ::testing::Values(Multiplier::own, Multiplier::library),
+                         [](const auto& info) {
+                           return info.param == Multiplier::own ? "own" : "library";
+                         });
+
+TEST(BandEigenvalues, TheWholeRouteEqualsLapack) {
   const std::int64_t n = 2100;
   ASSERT_EQ(eigen_route(at::kCPU, n), EigenRoute::band);
   for (const double scale : {1.0, 1e-120, 1e120}) {
