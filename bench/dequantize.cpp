@@ -106,8 +106,7 @@ int main(int argc, char** argv) {
       const std::int64_t half = kValues / 2;
       const std::int64_t begin = half * t / threads;
       const std::int64_t end = half * (t + 1) / threads;
-      std::memcpy(out + begin, from.data() + begin,
-                  static_cast<std::size_t>(end - begin) * 8);
+      std::memcpy(out + begin, from.data() + begin, static_cast<std::size_t>(end - begin) * 8);
     });
   });
   report("memcpy", copy, 8.0 * kValues, 0);
@@ -115,8 +114,7 @@ int main(int argc, char** argv) {
     on_threads(threads, [&](int t) {
       const std::int64_t begin = kValues * t / threads;
       const std::int64_t end = kValues * (t + 1) / threads;
-      std::memset(static_cast<void*>(out + begin), t,
-                  static_cast<std::size_t>(end - begin) * 8);
+      std::memset(static_cast<void*>(out + begin), t, static_cast<std::size_t>(end - begin) * 8);
     });
   });
   const double base = report("memset", fill, 8.0 * kValues, 0);
@@ -148,8 +146,8 @@ int main(int argc, char** argv) {
   writer.append("w.weight_scale_inv", scales.data(), scales.size() * 4);
   writer.finish();
   const Checkpoint checkpoint(folder);
-  report("file to float64", measure([&] { checkpoint.decode("w.weight", out, threads); }),
-         moved, base);
+  report("file to float64", measure([&] { checkpoint.decode("w.weight", out, threads); }), moved,
+         base);
   fs::remove_all(folder);
   if (recorded) {
     create_folder("bench/results");
