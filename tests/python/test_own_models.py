@@ -91,7 +91,8 @@ def python_layer(config, tensors, base):
         state["router.norm." + part] = tensors[f"{base}query_norm.{part}"]
     state["router.keys"] = torch.stack([tensors[f"{base}keys.{side}.weight"] for side in (0, 1)])
     missing, unexpected = layer.load_state_dict(state, strict=False)
-    assert missing == ["router.norm.num_batches_tracked"] and not unexpected
+    # PyTorch itself counts a batch norm without its number of batches as complete or not.
+    assert set(missing) <= {"router.norm.num_batches_tracked"} and not unexpected
     return layer.eval()
 
 
