@@ -70,7 +70,7 @@ void add_match(CLI::App& app, const GlobalOptions& globals) {
       "  subspace match configs/ethos-small.json --kind dense --by flops --out dense.json");
   command->add_option("config", arguments->config, "the reference, with `train`")->required();
   command->add_option("--kind", arguments->kind, "of the other model's feed-forward part")
-      ->check(CLI::IsMember({"dense", "ethos", "moe", "molae", "peer"}));
+      ->check(CLI::IsMember(nn::kFeedForwards));
   command->add_option("--by", arguments->by, "what is made equal")
       ->check(CLI::IsMember({"flops", "params"}));
   command->add_option("--out", arguments->out, "file for the configuration that was found");

@@ -83,7 +83,7 @@ void add_train(CLI::App& app, const GlobalOptions& globals) {
   command
       ->add_option("--kind", arguments->kind,
                    "another kind of feed-forward part than CONFIG's, at CONFIG's cost")
-      ->check(CLI::IsMember({"dense", "ethos", "moe", "molae", "peer"}));
+      ->check(CLI::IsMember(nn::kFeedForwards));
   command->add_option("--match", arguments->match, "what is equal then; `subspace match` has more")
       ->check(CLI::IsMember({"flops", "params"}));
   command->add_flag("--resume", arguments->resume, "go on from the last checkpoint in --out");

@@ -335,8 +335,7 @@ class Reader {
   /// Any of them: `feed_forward` names the kind, the fields that are there imply dense or moe.
   void feed_forward() {
     const bool routed = in_.has("n_routed_experts");
-    const std::string kind = in_.choice_or("feed_forward", routed ? "moe" : "dense",
-                                           {"dense", "ethos", "moe", "molae", "peer"});
+    const std::string kind = in_.choice_or("feed_forward", routed ? "moe" : "dense", kFeedForwards);
     if (routed != (kind == "moe")) {
       in_.contradiction("feed_forward", routed ? "n_routed_experts says 'moe'"
                                                : "it needs n_routed_experts and what goes with it");

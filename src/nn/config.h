@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -111,6 +112,9 @@ struct ModelConfig {
   /// Tokens that one sequence can have: positions, or patches and the class token.
   std::int64_t tokens() const { return image ? image->patches() + 1 : positions; }
 };
+
+/// What `feed_forward` may be.
+inline const std::set<std::string> kFeedForwards = {"dense", "ethos", "moe", "molae", "peer"};
 
 /// Reads and checks a configuration. Throws InvalidValue naming the field for one that is unknown
 /// (with the nearest known one), contradicts another (both named, and what would be right) or is

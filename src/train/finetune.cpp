@@ -130,10 +130,7 @@ class Finetuning {
     for (const char* name : {"accuracy", "loss"}) {
       std::vector<double> values;
       for (const Json& run : result.at("runs")) values.push_back(run.at(name).get<double>());
-      const Interval found = interval(values);
-      result[name] = {{"runs", found.count},
-                      {"mean", found.mean},
-                      {"half_width_95", std::isfinite(found.half) ? Json(found.half) : Json()}};
+      result[name] = to_json(interval(values));
     }
   }
 

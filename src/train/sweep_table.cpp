@@ -74,6 +74,12 @@ Interval interval(const std::vector<double>& values) {
   return out;
 }
 
+Json to_json(const Interval& interval) {
+  return {{"runs", interval.count},
+          {"mean", number_or_null(interval.mean)},
+          {"half_width_95", number_or_null(interval.half)}};
+}
+
 Json sweep_table(const SweepPlan& plan, const std::vector<Json>& runs) {
   Json table = Json::object();
   table["title"] = plan.title;
@@ -99,10 +105,7 @@ Json sweep_table(const SweepPlan& plan, const std::vector<Json>& runs) {
           values.push_back(numbers.at(name).get<double>());
         }
       }
-      const Interval found = interval(values);
-      row["numbers"][name] = {{"runs", found.count},
-                              {"mean", number_or_null(found.mean)},
-                              {"half_width_95", number_or_null(found.half)}};
+      row["numbers"][name] = to_json(interval(values));
     }
     table["arms"].push_back(std::move(row));
   }

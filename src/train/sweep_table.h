@@ -15,6 +15,8 @@ struct Interval {
   double half = 0;  ///< NaN for one value, of which nothing says how far it may be off
 };
 Interval interval(const std::vector<double>& values);
+/// {runs, mean, half_width_95}; null for what is not finite.
+Json to_json(const Interval& interval);
 
 /// What a sweep found: one object a run, {arm, seed, <fields of the grid>, <numbers>}, and of all
 /// runs of an arm every number's interval.
