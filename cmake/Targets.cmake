@@ -77,7 +77,8 @@ function(subspace_test folder)
   add_executable(${target} ${sources})
   target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:${SUBSPACE_WARNINGS}>)
   target_compile_definitions(${target} PRIVATE
-    SUBSPACE_TEST_DATA="${CMAKE_CURRENT_SOURCE_DIR}/${folder}/data")
+    SUBSPACE_TEST_DATA="${CMAKE_CURRENT_SOURCE_DIR}/${folder}/data"
+    SUBSPACE_CONFIGS="${PROJECT_SOURCE_DIR}/configs")
   target_include_directories(${target} PRIVATE "${PROJECT_SOURCE_DIR}/tests")
   target_link_libraries(${target} PRIVATE subspace_${folder} ${ARG_LIBS} GTest::gtest_main)
   if(ARG_TORCH)

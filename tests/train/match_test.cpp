@@ -83,8 +83,7 @@ TEST(Counts, OfADenseModelEqualThoseByHand) {
 }
 
 Json shipped(const std::string& name) {
-  const auto root = std::filesystem::path(__FILE__).parent_path().parent_path().parent_path();
-  std::ifstream stream(root / "configs" / (name + ".json"));
+  std::ifstream stream(std::string(SUBSPACE_CONFIGS "/") + name + ".json");
   return Json::parse(stream);
 }
 
