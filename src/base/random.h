@@ -13,10 +13,12 @@ namespace subspace {
 std::array<std::uint32_t, 4> philox(std::uint64_t key, std::uint64_t counter_low,
                                     std::uint64_t counter_high);
 
-/// Sequential access to one stream of such numbers.
+/// Sequential access to one stream of such numbers, from any block on: one block is two uniform or
+/// two normal numbers.
 class Random {
  public:
-  explicit Random(std::uint64_t seed, std::uint64_t stream = 0) : seed_(seed), stream_(stream) {}
+  explicit Random(std::uint64_t seed, std::uint64_t stream = 0, std::uint64_t block = 0)
+      : seed_(seed), stream_(stream), block_(block) {}
 
   /// Uniform 32-bit word.
   std::uint32_t word();
@@ -28,7 +30,7 @@ class Random {
  private:
   std::uint64_t seed_;
   std::uint64_t stream_;
-  std::uint64_t block_ = 0;
+  std::uint64_t block_;
   std::array<std::uint32_t, 4> words_{};
   int left_ = 0;
   double spare_ = 0;

@@ -104,6 +104,13 @@ void route(const ProductKeyTopk& p, std::int64_t row) {
   if (p.weights != nullptr) softmax(p.scores + row * p.k, p.weights + row * p.k, p.k);
 }
 
+/// Whether every winner of a row is one of the side^2 pairs.
+bool in_range(const ProductKeyTopkGrad& p, std::int64_t row) {
+  const std::int64_t* index = p.index + row * p.k;
+  return std::all_of(index, index + p.k,
+                     [&](std::int64_t at) { return at >= 0 && at < p.side * p.side; });
+}
+
 void put(void* row, Element element, std::int64_t at, float value) {
   if (element == Element::f32) {
     static_cast<float*>(row)[at] = value;
@@ -116,6 +123,11 @@ void put(void* row, Element element, std::int64_t at, float value) {
 void scatter(const ProductKeyTopkGrad& p, std::int64_t row, const float* grads, bool first_side) {
   const std::int64_t bytes = p.side * element_bytes(p.element);
   char* out = static_cast<char*>(first_side ? p.grad_s1 : p.grad_s2) + row * bytes;
+  if (!in_range(p, row)) {
+    constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+    for (std::int64_t i = 0; i < p.side; ++i) put(out, p.element, i, kNan);
+    return;
+  }
   std::fill_n(out, bytes, char{0});
   const auto place = [&](std::int64_t j) {
     const std::int64_t index = p.index[row * p.k + j];

@@ -321,6 +321,14 @@ __global__ void __launch_bounds__(32 * kWarps) scatter(ProductKeyTopkGrad p) {
       const float grad = p.grad[row * k + j];
       grads[warp][j] = p.weights == nullptr ? grad : p.weights[row * k + j] * (grad - inner);
     }
+    const auto pairs = static_cast<std::uint64_t>(p.side * p.side);
+    bool outside = false;
+    for (int j = lane; j < k; j += 32) {
+      outside = outside || static_cast<std::uint64_t>(p.index[row * k + j]) >= pairs;
+    }
+    // Then no winner is put anywhere: a sum in the wrong place would not be seen.
+    outside = __any_sync(kWholeWarp, outside);
+    const float nothing = outside ? __uint_as_float(0x7fffffffu) : 0.0f;
     for (int which = 0; which < 2; ++which) {
       __syncwarp();
       for (int j = lane; j < k; j += 32) {
@@ -329,9 +337,9 @@ __global__ void __launch_bounds__(32 * kWarps) scatter(ProductKeyTopkGrad p) {
       }
       for (int start = 0; start < side; start += kTile) {
         const int length = min(kTile, side - start);
-        for (int i = lane; i < length; i += 32) tile[warp][i] = 0;
+        for (int i = lane; i < length; i += 32) tile[warp][i] = nothing;
         __syncwarp();
-        for (int j = lane; j < k; j += 32) {
+        for (int j = lane; j < k && !outside; j += 32) {
           const int place = places[warp][j];
           if (place < start || place >= start + length) continue;
           // The first winner of a place sums for all of them, in order.

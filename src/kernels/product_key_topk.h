@@ -59,6 +59,8 @@ void product_key_topk_cuda(const ProductKeyTopk& p, Stream stream);
 ///
 /// grad              [rows, k] float32, of the scores, or of the weights where those are given
 /// grad_s1, grad_s2  [rows, side] of `element`, out; every entry is written
+///
+/// A row with an index outside [0, side^2) becomes NaN on both sides, all of it, and no other does.
 struct ProductKeyTopkGrad {
   const float* grad = nullptr;
   const std::int64_t* index = nullptr;

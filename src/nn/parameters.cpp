@@ -1,8 +1,10 @@
 #include "nn/parameters.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 
+#include <algorithm>
 #include <cmath>
 #include <set>
 
@@ -19,17 +21,33 @@ std::uint64_t stream_of(const std::string& name) {
   return hash;
 }
 
-at::Tensor drawn(const Parameters::Shape& shape, Init init, double deviation, std::uint64_t seed,
-                 const std::string& name) {
-  at::Tensor out = at::empty(shape, at::kDouble);
-  Random random(seed, stream_of(name));
-  auto* values = out.data_ptr<double>();
-  const double bound = 1 / std::sqrt(static_cast<double>(shape.back()));
-  for (std::int64_t i = 0; i < out.numel(); ++i) {
-    values[i] =
-        init == Init::normal ? deviation * random.normal() : bound * (2 * random.uniform() - 1);
+/// Values that a thread draws at a time, and those that are held in float64 at a time: hundreds of
+/// millions are drawn before a first step. Whole blocks of the generator both.
+constexpr std::int64_t kRun = 1 << 14, kHeld = 1 << 22;
+
+/// Draws the values of `name` into a contiguous tensor of any type and device; each depends on its
+/// place alone, so the number of threads shows nowhere.
+void draw(const at::Tensor& out, Init init, double deviation, std::uint64_t seed,
+          const std::string& name) {
+  const std::uint64_t stream = stream_of(name);
+  const double bound = 1 / std::sqrt(static_cast<double>(out.size(-1)));
+  const at::Tensor flat = out.view({-1});
+  const at::Tensor held = at::empty({std::min(kHeld, flat.numel())}, at::kDouble);
+  auto* values = held.data_ptr<double>();
+  for (std::int64_t begin = 0; begin < flat.numel(); begin += kHeld) {
+    const std::int64_t count = std::min(kHeld, flat.numel() - begin);
+    at::parallel_for(0, (count + kRun - 1) / kRun, 1, [&](std::int64_t run, std::int64_t last) {
+      for (; run < last; ++run) {
+        Random random(seed, stream, static_cast<std::uint64_t>(begin + run * kRun) / 2);
+        const std::int64_t end = std::min(count, (run + 1) * kRun);
+        for (std::int64_t i = run * kRun; i < end; ++i) {
+          values[i] = init == Init::normal ? deviation * random.normal()
+                                           : bound * (2 * random.uniform() - 1);
+        }
+      }
+    });
+    flat.narrow(0, begin, count).copy_(held.narrow(0, 0, count));
   }
-  return out;
 }
 
 }  // namespace
@@ -50,9 +68,8 @@ at::Tensor Parameters::add(const std::vector<Named>& parts, std::int64_t rows, I
   parameter.value = init == Init::ones ? at::ones(shape, kept) : at::zeros(shape, kept);
   if ((init == Init::normal || init == Init::fan_in) && options_.fill) {
     for (const Parameter::Part& part : parameter.parts) {
-      parameter.value.narrow(0, part.begin, part.rows)
-          .copy_(drawn(part.shape, init, deviation.value_or(options_.range), options_.seed,
-                       part.name));
+      draw(parameter.value.narrow(0, part.begin, part.rows).view(part.shape), init,
+           deviation.value_or(options_.range), options_.seed, part.name);
     }
   }
   const bool learns = trained && !options_.adapter;

@@ -236,6 +236,14 @@ TEST(Random, StreamsAndSeedsDiffer) {
   EXPECT_EQ(Random(1, 7).word(), Random(1, 7).word());
 }
 
+TEST(Random, FromAnyBlockOnIsTheSameSequence) {
+  Random whole(5, 9), normals(5, 9, 3), uniforms(5, 9, 4);
+  for (int i = 0; i < 6; ++i) whole.normal();
+  EXPECT_EQ(normals.normal(), whole.normal());
+  EXPECT_EQ(normals.normal(), whole.normal());
+  EXPECT_EQ(uniforms.uniform(), whole.uniform());
+}
+
 TEST(Random, MomentsOfTheNormal) {
   Random random(1, 2);
   double sum = 0, square = 0, fourth = 0;

@@ -293,6 +293,39 @@ TEST_P(ProductKeyTopkOn, BackwardScattersToBothSides) {
   }
 }
 
+TEST_P(ProductKeyTopkOn, BackwardOfAnIndexOutOfRangeIsNanInItsRowAlone) {
+  constexpr std::int64_t kSide = 40, kRows = 5, kWinners = 3;
+  // The last one's lower half is an index in range.
+  for (const std::int64_t wrong : {kSide * kSide, std::int64_t{-1}, (std::int64_t{1} << 32) + 7}) {
+    std::vector<std::int64_t> winners(kRows * kWinners);
+    std::iota(winners.begin(), winners.end(), 11);
+    winners[2 * kWinners + 1] = wrong;
+    const std::int64_t bytes = kRows * kSide * element_bytes(element());
+    Buffer<std::uint8_t> grad_s1(backend(), bytes);
+    Buffer<std::uint8_t> grad_s2(backend(), bytes);
+    Buffer<float> grad(backend(), std::vector<float>(winners.size(), 1));
+    Buffer<std::int64_t> index(backend(), winners);
+    const ProductKeyTopkGrad p{.grad = grad.data(),
+                               .index = index.data(),
+                               .grad_s1 = grad_s1.data(),
+                               .grad_s2 = grad_s2.data(),
+                               .rows = kRows,
+                               .side = kSide,
+                               .k = kWinners,
+                               .element = element()};
+#ifdef SUBSPACE_CUDA
+    if (backend() == Backend::cuda) product_key_topk_grad_cuda(p, nullptr);
+#endif
+    if (backend() != Backend::cuda) product_key_topk_grad_cpu(p, 2);
+    for (auto* side : {&grad_s1, &grad_s2}) {
+      const Doubles found = decode(element(), side->values());
+      for (std::size_t i = 0; i < found.size(); ++i) {
+        EXPECT_EQ(std::isnan(found[i]), i / kSide == 2) << wrong << " at " << i;
+      }
+    }
+  }
+}
+
 std::vector<Backend> topk_backends() {
   auto all = backends();
   all.erase(std::find(all.begin(), all.end(), Backend::avx2));  // there is one version for the CPU

@@ -1,6 +1,7 @@
 #include "nn/model.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 #include <gtest/gtest.h>
 
@@ -9,6 +10,7 @@
 
 #include "base/atomic_file.h"
 #include "base/error.h"
+#include "base/random.h"
 #include "nn/tiny_models.h"
 
 namespace subspace::nn {
@@ -132,6 +134,31 @@ TEST(Model, AClassifierAnswersTheSameWhateverThePadding) {
       EXPECT_TRUE(error <= 1e-13 * alone.abs().max().item<double>())
           << variant.name << ": " << error;
     }
+  }
+}
+
+TEST(Parameters, FirstValuesDependOnSeedNameAndPlaceAlone) {
+  // More than are drawn in one go, and no whole number of a thread's runs.
+  constexpr std::int64_t kRows = 4243, kColumns = 1009;
+  const int threads = at::get_num_threads();
+  at::Tensor drawn[2];
+  for (const int count : {1, 3}) {
+    at::set_num_threads(count);
+    Parameters parameters({.tensor = at::TensorOptions().dtype(at::kFloat), .seed = 6});
+    parameters.weights({{"a.weight", {3, kColumns}}, {"b.weight", {kRows, kColumns}}});
+    drawn[count / 3] = parameters.all().front().value.detach().narrow(0, 3, kRows).flatten();
+  }
+  at::set_num_threads(threads);
+  EXPECT_TRUE(at::equal(drawn[0], drawn[1]));
+  // FNV-1a of the name is the stream.
+  std::uint64_t stream = 14695981039346656037U;
+  for (const char c : std::string("b.weight")) {
+    stream = (stream ^ static_cast<unsigned char>(c)) * 1099511628211U;
+  }
+  Random random(6, stream);
+  const auto* value = drawn[0].const_data_ptr<float>();
+  for (std::int64_t i = 0; i < kRows * kColumns; ++i) {
+    ASSERT_EQ(value[i], static_cast<float>(0.02 * random.normal())) << i;
   }
 }
 

@@ -447,6 +447,22 @@ def test_cuda_index_out_of_range_is_nan_in_its_token_alone(name):
     assert y[1].isnan().all() and y[0].isfinite().all() and y[2:].isfinite().all()
 
 
+@on_devices
+@pytest.mark.parametrize("wrong", [81, -1, 2**32 + 7])
+def test_topk_backward_refuses_an_index_out_of_range(wrong, device):
+    grad = torch.ones(4, 2, 3, device=device)
+    index = torch.arange(24, device=device).view(4, 2, 3) % 81
+    index[1, 0, 2] = wrong
+    backward = torch.ops.subspace.product_key_topk_backward
+    if device == "cpu":
+        with pytest.raises(IndexError, match=rf"index holds {wrong} at \[2, 2\].*in \[0, 81\)"):
+            backward(grad, index, None, 9, torch.float32)
+        return
+    for side in backward(grad, index, None, 9, torch.float32):
+        assert side[1, 0].isnan().all()
+        assert side.isnan().sum() == 9
+
+
 def change(position, value):
     def apply(arguments):
         arguments = list(arguments)
@@ -496,6 +512,28 @@ def test_wrong_widths_and_counts():
         ops.ethos_layer(*layer_arguments("cpu", torch.float32, heads=0))
     with pytest.raises(ValueError, match="w_u and w_v have the shapes"):
         ops.ethos_layer(*change(5, lambda t: t[1:])(layer_arguments("cpu", torch.float32)))
+
+
+def test_limits_of_2_to_the_31():
+    """Shapes alone: the tensors have no memory behind them."""
+
+    def meta(*sizes, dtype=torch.float32):
+        return torch.empty(*sizes, dtype=dtype, device="meta")
+
+    many, width = (2**21, 2**10), 32
+    scores, index = meta(*many), meta(*many, dtype=torch.int64)
+    x, z, w1 = meta(many[0], width), meta(64, 8), meta(8, width)
+    with pytest.raises(ValueError, match="selections .* are 2147483648; expected fewer than"):
+        ops.ethos_experts(x, scores, index, z, w1)
+    with pytest.raises(ValueError, match="selections .* are 2147483648; expected fewer than"):
+        ops.stored_experts(x, scores, index, meta(64, width), meta(64, width))
+    few = meta(4, width), meta(4, 3), meta(4, 3, dtype=torch.int64)
+    with pytest.raises(ValueError, match="experts are 2147483648; expected fewer than"):
+        ops.ethos_experts(*few, meta(2**31, 8), w1)
+    with pytest.raises(ValueError, match="experts are 2147483648; expected fewer than"):
+        ops.stored_experts(*few, meta(2**31, width), meta(2**31, width))
+    with pytest.raises(ValueError, match="rows .* are 2147483648; expected fewer than"):
+        ops.product_key_topk(meta(2**28, 8, 4), meta(2**28, 8, 4), 2)
 
 
 def test_nan_scores_stay_in_their_token():
