@@ -19,10 +19,11 @@ MAY_USE = {
     "train": ["base", "data", "kernels", "checkpoint", "attention", "nn"],
     "lora": ["base", "kernels", "checkpoint", "attention", "spectrum"],
     "causal": ["base", "data", "kernels", "checkpoint", "attention", "spectrum", "nn", "train", "lora"],
+    "experts": ["base", "data", "kernels", "checkpoint", "attention", "spectrum", "nn", "train", "lora"],
     "report": ["base", "checkpoint"],
     "synth": ["base", "kernels", "checkpoint", "attention"],
     "cli": ["base", "data", "kernels", "checkpoint", "attention", "spectrum", "nn", "train", "lora",
-            "causal", "report", "synth"],
+            "causal", "experts", "report", "synth"],
 }
 WITHOUT_TORCH = ["base", "data", "kernels", "checkpoint", "report"]
 MACHINE_PATH = re.compile(r"(^|[^\w./-])/(work|home/\w+|root|farm|tmp/team)/")

@@ -20,6 +20,7 @@ void add_sweep(CLI::App& app, const GlobalOptions& globals);
 void add_eval(CLI::App& app, const GlobalOptions& globals);
 void add_init(CLI::App& app, const GlobalOptions& globals);
 void add_match(CLI::App& app, const GlobalOptions& globals);
+void add_ethos(CLI::App& app, const GlobalOptions& globals);
 void add_lora(CLI::App& app, const GlobalOptions& globals);
 
 }  // namespace subspace

@@ -81,6 +81,7 @@ int main(int argc, char** argv) {
   add_report(app, globals);
   add_synth(app, globals);
   add_lora(app, globals);
+  add_ethos(app, globals);
   add_export(app, globals);
   add_forward(app, globals);
   add_init(app, globals);

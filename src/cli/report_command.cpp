@@ -1,5 +1,6 @@
 #include "base/error.h"
 #include "cli/page_command.h"
+#include "report/experts_report.h"
 #include "report/sweep_report.h"
 #include "report/train_report.h"
 
@@ -8,10 +9,11 @@ namespace {
 
 namespace fs = std::filesystem;
 
-enum class Kind { spectra, training, sweep };
+enum class Kind { spectra, training, sweep, experts };
 
 const char* name_of(Kind kind) {
   return kind == Kind::sweep      ? "a sweep"
+         : kind == Kind::experts  ? "what `subspace ethos inspect` found"
          : kind == Kind::training ? "training runs"
                                   : "spectra of `subspace spectra`";
 }
@@ -21,6 +23,7 @@ Kind kind_of(const fs::path& folder) {
   std::error_code status;
   if (fs::exists(folder / "summary.json", status)) return Kind::spectra;
   if (fs::exists(folder / "sweep.json", status)) return Kind::sweep;
+  if (fs::exists(folder / "experts.json", status)) return Kind::experts;
   return holds_training(folder) ? Kind::training : Kind::spectra;
 }
 
@@ -35,9 +38,13 @@ void write_page_of(const std::vector<fs::path>& folders, const fs::path& out,
   }
   if (kind == Kind::spectra) return write_report(folders, out, options);
   if (kind == Kind::training) return write_train_report(folders, out, options);
+  if (folders.size() > 1 && kind == Kind::experts) {
+    fail(ErrorCode::Usage, "a page is of the experts of one model; make one of each");
+  }
   if (folders.size() > 1) {
     fail(ErrorCode::Usage, "a page is of one sweep; to compare runs of several give their runs/*");
   }
+  if (kind == Kind::experts) return write_experts_report(folders.front(), out, options);
   write_sweep_report(folders.front(), out, options);
 }
 
@@ -52,10 +59,12 @@ void add_report(CLI::App& app, const GlobalOptions& globals) {
       "  subspace report experiment --out training.html     training runs, below it too\n\n"
       "Folders of `spectra`, of `train` and `finetune` (curves; seeds of one configuration as "
       "one),\n"
-      "or of one `sweep`. The page opens from disk, offline, and says of each figure what one "
+      "or of one `sweep` or one `ethos inspect`. The page opens from disk, offline, and says of "
+      "each figure what one "
       "sees\n"
       "and how not to misread it; docs/report.md shows it. Printed: the path of the page.",
-      "folders that `subspace spectra`, `train`, `finetune` or `sweep` wrote", write_page_of);
+      "folders that `subspace spectra`, `train`, `finetune`, `sweep` or `ethos inspect` wrote",
+      write_page_of);
 }
 
 }  // namespace subspace

@@ -117,9 +117,7 @@ Json listed(const at::Tensor& cosines, const std::vector<std::string>& tokens, s
   const auto [values, ids] = cosines.topk(std::min(count, cosines.size(0)), 0, largest);
   Json out = Json::array();
   for (std::int64_t i = 0; i < values.size(0); ++i) {
-    const auto id = static_cast<std::size_t>(ids[i].item<std::int64_t>());
-    const bool named = id < tokens.size() && !tokens[id].empty();
-    out.push_back({{"token", named ? shown(tokens[id]) : fmt::format("#{}", id)},
+    out.push_back({{"token", token_text(tokens, ids[i].item<std::int64_t>())},
                    {"cosine", values[i].item<double>()}});
   }
   return out;
@@ -145,6 +143,12 @@ std::vector<std::string> read_vocabulary(const fs::path& folder) {
   fail(ErrorCode::NotFound,
        "{}: no vocabulary: neither tokenizer.json nor vocab.txt nor vocab.json is in it",
        folder.string());
+}
+
+std::string token_text(const std::vector<std::string>& vocabulary, std::int64_t id) {
+  const auto place = static_cast<std::size_t>(id);
+  const bool named = place < vocabulary.size() && !vocabulary[place].empty();
+  return named ? shown(vocabulary[place]) : fmt::format("#{}", id);
 }
 
 Json token_words(const fs::path& values, const Checkpoint& model, int threads,

@@ -14,6 +14,10 @@ namespace subspace {
 /// there is none, InvalidFormat, InvalidValue (ids out of range).
 std::vector<std::string> read_vocabulary(const std::filesystem::path& folder);
 
+/// A token as it is shown: "▁" for the space of byte-level vocabularies, "#17" for one without a
+/// name.
+std::string token_text(const std::vector<std::string>& vocabulary, std::int64_t id);
+
 /// The words nearest to what an adapter's heads share: for each of the `directions` strongest
 /// shared directions u of heads.safetensors (layers.<L>.<CIRCUIT>.shared.<change>.directions, rows
 /// of unit length in the residual stream), the `words` tokens t of largest and of smallest cosine

@@ -1,5 +1,8 @@
 #pragma once
 
+#include <vector>
+
+#include "nn/expert_functions.h"
 #include "nn/layers.h"
 
 namespace subspace::nn {
@@ -11,6 +14,7 @@ struct PassContext {
   bool training = false;
   at::Tensor auxiliary;  ///< sum of the layers' balance losses, undefined while there is none
   at::Tensor rows;       ///< [P] of the [B T] vectors: a block gives these alone; undefined: all
+  std::vector<ExpertChoices>* choices = nullptr;  ///< each layer with experts adds its own
 };
 
 /// The way back from the heads to the model's width, z [B, T, H d_v] -> [B, T, d].

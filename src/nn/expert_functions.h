@@ -14,6 +14,13 @@ struct Selections {
   at::Tensor index;   ///< int64
 };
 
+/// What a layer with experts chose in one pass, and the rows [T, d] that its router read. A mixture
+/// has one head.
+struct ExpertChoices {
+  at::Tensor x;
+  Selections chosen;
+};
+
 /// The k largest sums of a score of either side, s1, s2 [T, H, n], and the softmax of these; expert
 /// a n + b, ties: smaller index first.
 Selections choose_experts(const at::Tensor& s1, const at::Tensor& s2, std::int64_t k);

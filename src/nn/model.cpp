@@ -259,6 +259,15 @@ std::vector<Model::LayerUsage> Model::expert_usage() const {
   return out;
 }
 
+std::vector<ExpertChoices> Model::expert_choices(const Input& input) const {
+  const at::NoGradGuard no_gradient;
+  PassContext pass = pass_for(input, config_.image ? config_.tokens() : input.tokens.size(1));
+  std::vector<ExpertChoices> out;
+  pass.choices = &out;
+  through_blocks(input, {}, /*training=*/false, nullptr, pass);
+  return out;
+}
+
 void Model::after_step() {
   const at::NoGradGuard no_gradient;
   for (Block& block : blocks_) block.after_step();

@@ -79,6 +79,8 @@ class Model {
     const ExpertUsage* usage = nullptr;
   };
   std::vector<LayerUsage> expert_usage() const;
+  /// What each of these layers chooses for an input outside of training, first layer first.
+  std::vector<ExpertChoices> expert_choices(const Input& input) const;
   const std::vector<Block>& blocks() const { return blocks_; }
   /// What happens to the model itself after an optimiser's step: balance of experts.
   void after_step();

@@ -112,6 +112,9 @@ at::Tensor MixtureOfExperts::chosen_experts(const at::Tensor& x, const at::Tenso
 at::Tensor MixtureOfExperts::operator()(const at::Tensor& x, PassContext& pass) const {
   const at::Tensor rows = x.flatten(0, -2);
   const Route chosen = route(rows, pass);
+  if (pass.choices != nullptr) {
+    pass.choices->push_back({rows, {chosen.weights.unsqueeze(1), chosen.chosen.unsqueeze(1)}});
+  }
   const bool few = config_.experts <= 2 * config_.active;
   const at::Tensor routed = rows.is_cpu() && !few
                                 ? chosen_experts(rows, chosen.chosen, chosen.weights)

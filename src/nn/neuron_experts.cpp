@@ -64,6 +64,7 @@ at::Tensor NeuronExperts::operator()(const at::Tensor& x, const PassContext& pas
   const at::Tensor rows = x.flatten(0, -2);
   const Selections chosen = router_(rows, pass.training);
   if (pass.training) usage_.count(chosen.index);
+  if (pass.choices != nullptr) pass.choices->push_back({rows, chosen});
   return experts(rows, chosen).view_as(x);
 }
 

@@ -224,6 +224,28 @@ TEST(ExpertUsage, CountsEveryChoiceOfTrainingAndNoOther) {
   EXPECT_TRUE(at::equal(counts.sum(1), at::tensor({72, 72}, at::kLong)));
 }
 
+TEST(ExpertChoices, AreThoseOfEveryLayerWithExpertsAndChangeNothing) {
+  for (const char* kind : {R"("ethos", "expert_latent_dim": 5, "expert_hidden_dim": 32)",
+                           R"("peer", "query_norm": "none")"}) {
+    const auto model = testing::tiny_model(testing::tiny_config(
+        "subspace_decoder", fmt::format(R"({{"hidden_size": 32, "head_dim": 4, "num_experts": 25,
+            "first_k_dense_replace": 1, "num_expert_heads": 2, "num_experts_per_head": 3,
+            "query_dim": 6, "feed_forward": {}}})",
+                                        kind)));
+    const at::NoGradGuard no_gradient;
+    const Input input = testing::tiny_input(model->config());
+    const at::Tensor before = model->hidden(input);
+    const auto found = model->expert_choices(input);
+    EXPECT_TRUE(at::equal(model->hidden(input), before));
+    ASSERT_EQ(found.size(), 1U);
+    EXPECT_EQ(found[0].x.sizes().vec(), (std::vector<std::int64_t>{24, 32}));
+    const Selections again = model->blocks()[1].neuron_experts()->route(found[0].x);
+    EXPECT_TRUE(at::equal(again.index, found[0].chosen.index));
+    EXPECT_TRUE(at::equal(again.scores, found[0].chosen.scores));
+    EXPECT_EQ(model->expert_usage()[0].usage->counts().sum().item<std::int64_t>(), 0);
+  }
+}
+
 TEST(ExpertUsage, EqualsCountingByHand) {
   const ExpertUsage usage(2, 5, at::zeros({1}));
   const at::Tensor index = at::tensor({0, 4, 4, 1, 2, 4, 3, 3}, at::kLong).view({2, 2, 2});
