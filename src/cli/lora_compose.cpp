@@ -62,6 +62,13 @@ void print_pairs(const Json& result) {
   std::printf("%zu screens of pairs of layers; %ld of %ld pairs of heads have rho above %g\n",
               result.at("screens").size(), result.at("above_floor").get<long>(),
               result.at("head_pairs").get<long>(), result.at("floor").get<double>());
+  const Json& drawn = result.at("drawn");
+  std::printf(
+      "chances of the first %ld pairs of heads, drawn %ld times: %ld of %ld come out on the "
+      "other side of %g\n",
+      drawn.at("pairs").get<long>(), drawn.at("draws").get<long>(),
+      drawn.at("otherwise").get<long>(), drawn.at("chances").get<long>(),
+      drawn.at("level").get<double>());
 }
 
 void compose_model(const ComposeArguments& arguments, const GlobalOptions& globals) {

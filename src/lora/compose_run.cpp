@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "base/interrupt.h"
 #include "base/progress.h"
+#include "lora/null_draws.h"
 
 namespace subspace {
 namespace {
@@ -27,12 +28,35 @@ constexpr std::size_t kTables = 12;
 /// Bytes of head factors that full scores hold at once.
 constexpr double kMostBytes = 3e9;
 
+/// Pairs whose chances are drawn as well, those of the largest rho; draws, and their seed.
+constexpr std::size_t kDrawnPairs = 20;
+constexpr std::int64_t kDraws = 2000;
+constexpr std::uint64_t kDrawSeed = 0;
+/// Below this, a chance is called small.
+constexpr double kSmall = 0.05;
+
 struct HeadPair {
   std::int64_t writer = 0, writer_head = 0, reader = 0, reader_head = 0;
   Mode mode = Mode::q;
   double rho = 0;  ///< of the screen
   auto place() const { return std::tuple(writer, reader, mode, writer_head, reader_head); }
 };
+
+/// Chances of a pair by the gamma law and by drawing: bn, nb, nn and S1.
+struct DrawnPair {
+  std::array<HaarQuestion, 4> questions;
+  std::array<double, 4> p{};
+};
+
+DrawnPair questions_of(const HeadWrite& writer, const HeadRead& reader, const PairScore& score) {
+  const Energies w = energies_of(writer), r = energies_of(reader);
+  const auto d = static_cast<double>(writer.o.size(1));
+  return {{{{w.base, r.delta, score.lift[0] / d},
+            {w.delta, r.base, score.lift[1] / d},
+            {w.delta, r.delta, score.lift[2] / d},
+            {w.adapted, r.adapted, score.s1 * score.s1}}},
+          {}};
+}
 
 class Run {
  public:
@@ -71,6 +95,7 @@ class Run {
     adjust_screens();
     start = Clock::now();
     Json pairs = full_scores();
+    const double pair_seconds = since(start);
     Json result = Json::object();
     result["d"] = width_;
     result["heads"] = heads_;
@@ -78,6 +103,7 @@ class Run {
     result["offset_mode"] = !rotary_ ? "none" : offsets_.size() == 1 ? "one" : "rms";
     result["offsets"] = {offsets_.front(), offsets_.back() + 1};
     result["null"] = "haar_gamma";
+    result["drawn"] = drawn_json();
     approx_.insert("data_unweighted");
     result["approx"] = approx_;
     result["head_pairs"] = head_pairs_;
@@ -85,7 +111,7 @@ class Run {
     result["above_floor"] = above_floor_;
     result["screens"] = screens_json();
     result["pairs"] = std::move(pairs);
-    result["seconds"] = {{"screens", screen_seconds}, {"pairs", since(start)}};
+    result["seconds"] = {{"screens", screen_seconds}, {"pairs", pair_seconds}};
     return result;
   }
 
@@ -196,7 +222,48 @@ class Run {
                                   pairs.begin() + static_cast<std::ptrdiff_t>(end)),
             scores);
     }
+    draw(scores);
     return pairs_json(pairs, scores);
+  }
+
+  /// Of the pairs scored since `begin`, those that may be among the first by rho.
+  std::vector<std::size_t> leading(const std::vector<PairScore>& scores, std::size_t begin) const {
+    std::vector<std::size_t> order(scores.size() - begin);
+    std::iota(order.begin(), order.end(), begin);
+    std::stable_sort(order.begin(), order.end(),
+                     [&](auto a, auto b) { return scores[a].rho > scores[b].rho; });
+    order.resize(std::min(order.size(), kDrawnPairs));
+    return order;
+  }
+
+  /// Draws what the gamma law said of the first pairs, so that what is reported first does not hang
+  /// on the shape of a law.
+  void draw(const std::vector<PairScore>& scores) {
+    std::map<std::size_t, DrawnPair> kept;
+    std::vector<HaarQuestion> questions;
+    for (const std::size_t i : leading(scores, 0)) {
+      const auto& asked = (kept[i] = std::move(drawn_.at(i))).questions;
+      questions.insert(questions.end(), asked.begin(), asked.end());
+    }
+    drawn_ = std::move(kept);
+    const std::vector<double> p = haar_p_by_draws(width_, questions, kDraws, kDrawSeed);
+    std::size_t next = 0;
+    for (const std::size_t i : leading(scores, 0)) {
+      for (double& one : drawn_[i].p) one = p[next++];
+      const PairScore& score = scores[i];
+      const double law[] = {score.p[0], score.p[1], score.p[2], score.p_s1};
+      for (std::size_t k = 0; k < 4; ++k) {
+        const double by_draws = drawn_[i].p[k];
+        if (std::isnan(by_draws)) continue;
+        ++drawn_chances_;
+        drawn_otherwise_ += (law[k] <= kSmall) != (by_draws <= kSmall);
+      }
+    }
+  }
+
+  Json drawn_json() const {
+    return {{"pairs", drawn_.size()}, {"draws", kDraws},           {"seed", kDrawSeed},
+            {"level", kSmall},        {"chances", drawn_chances_}, {"otherwise", drawn_otherwise_}};
   }
 
   void score(const std::vector<HeadPair>& pairs, std::vector<PairScore>& scores) {
@@ -225,6 +292,7 @@ class Run {
       progress.step(std::to_string(index));
       check_interrupted("nothing is written yet");
     }
+    const std::size_t first = scores.size();
     // Heads of a group read keys and values with one matrix: their junction is formed once.
     at::Tensor junction, junction_o, junction_n;
     for (const HeadPair& pair : pairs) {
@@ -237,6 +305,11 @@ class Run {
         junction_n = reader.n;
       }
       scores.push_back(composition_score(writer, reader, junction));
+    }
+    for (const std::size_t i : leading(scores, first)) {
+      const HeadPair& pair = pairs[i - first];
+      drawn_[i] = questions_of(writers.at({pair.writer, pair.writer_head}),
+                               readers.at({pair.reader, pair.reader_head, pair.mode}), scores[i]);
     }
   }
 
@@ -287,6 +360,11 @@ class Run {
       one["p_S1"] = score.p_s1;
       one["p_gamma"] = score.p_gamma;
       one["q_bh"] = std::max(q[i], screen_q(pair));
+      if (const auto drawn = drawn_.find(i); drawn != drawn_.end()) {
+        const auto& [bn, nb, nn, s1] = drawn->second.p;
+        one["p_drawn"] = routes({bn, nb, nn});
+        one["p_S1_drawn"] = s1;
+      }
       out.push_back(std::move(one));
     }
     return out;
@@ -333,6 +411,8 @@ class Run {
   bool rotary_ = false;
   std::vector<LayerPairScreen> screens_;
   std::vector<HeadPair> candidates_;
+  std::map<std::size_t, DrawnPair> drawn_;
+  std::int64_t drawn_chances_ = 0, drawn_otherwise_ = 0;
 };
 
 /// A line of a table, field by field.
@@ -370,7 +450,8 @@ std::string compose_pairs_csv(const Json& result) {
       "writer_layer,writer_head,reader_layer,reader_head,mode,S,S1,dS,S1_base,S_low,S_high,S1_low,"
       "S1_high,rho,"
       "rho_interface,"
-      "cos,share_bn,share_nb,share_nn,lift_bn,lift_nb,lift_nn,p_bn,p_nb,p_nn,p_S1,p_gamma,q_bh\n";
+      "cos,share_bn,share_nb,share_nn,lift_bn,lift_nb,lift_nn,p_bn,p_nb,p_nn,p_S1,p_gamma,q_bh,"
+      "p_bn_drawn,p_nb_drawn,p_nn_drawn,p_S1_drawn\n";
   for (const Json& pair : result.at("pairs")) {
     Row row;
     for (const char* end : {"w", "r"}) {
@@ -383,6 +464,10 @@ std::string compose_pairs_csv(const Json& result) {
     row.add(pair, {"rho", "rho_interface", "cos"});
     row.add_routes(pair);
     row.add(pair, {"p_S1", "p_gamma", "q_bh"});
+    for (const char* route : kRouteNames) {
+      row.add(pair.contains("p_drawn") ? pair.at("p_drawn").at(route) : Json(std::nan("")));
+    }
+    row.add(pair.contains("p_S1_drawn") ? pair.at("p_S1_drawn") : Json(std::nan("")));
     row.end(out);
   }
   return out;

@@ -36,7 +36,10 @@ struct ComposeOptions {
 /// of heads and modes that were screened: those not listed can only lower it, so it is an upper
 /// bound.
 ///
-/// {"d", "heads", "layers", "offsets", "offset_mode", "null", "approx", "head_pairs",
+/// The chances of the first pairs by rho are drawn as well (null_draws.h, seed 0), "drawn" says how
+/// many of them come out on the other side of 5 %.
+///
+/// {"d", "heads", "layers", "offsets", "offset_mode", "null", "drawn", "approx", "head_pairs",
 /// "above_floor",
 ///  "screens": [...], "pairs": [...], "seconds": {"screens", "pairs"}}; docs/lora-composition.md
 /// explains the fields. Throws as wiring_of; InvalidValue for layers that are not there.

@@ -24,6 +24,40 @@ Spectrum2 spectrum_of(const at::Tensor& m) {
   return {gram.trace().item<double>(), gram.square().sum().item<double>()};
 }
 
+/// Eigenvalues of the same, without those that rounding alone could have made.
+at::Tensor energies(const at::Tensor& m) {
+  if (m.numel() == 0) return at::empty({0}, m.options());
+  const at::Tensor gram = m.size(0) <= m.size(1) ? at::matmul(m, m.t()) : at::matmul(m.t(), m);
+  const at::Tensor values = at::linalg_eigvalsh(gram);
+  return values.masked_select(values > values.max() * 1e-13);
+}
+
+/// Base, adapted and change of a head's circuit as a writer [p, d] and as a reader [d, p].
+std::array<at::Tensor, 3> circuits(const HeadWrite& w) {
+  const at::Tensor change = at::matmul(w.a, w.b), adapted = w.o + change;
+  return {at::matmul(w.left0, w.o), at::matmul(w.left0 + w.left1, adapted),
+          at::matmul(w.left1, adapted) + at::matmul(w.left0, change)};
+}
+std::array<at::Tensor, 3> circuits(const HeadRead& r) {
+  const at::Tensor change = at::matmul(r.a, r.b), adapted_far = r.right0 + r.right1;
+  return {at::matmul(r.n, r.right0), at::matmul(r.n + change, adapted_far),
+          at::matmul(change, adapted_far) + at::matmul(r.n, r.right1)};
+}
+
+template <typename Head>
+void find_spectra(Head& head) {
+  const std::array<at::Tensor, 3> all = circuits(head);
+  head.base = spectrum_of(all[0]);
+  head.adapted = spectrum_of(all[1]);
+  head.delta = spectrum_of(all[2]);
+}
+
+template <typename Head>
+Energies energies_of_all(const Head& head) {
+  const std::array<at::Tensor, 3> all = circuits(head);
+  return {energies(all[0]), energies(all[1]), energies(all[2])};
+}
+
 /// The triangular factor T of x = Q T.
 at::Tensor triangle(const at::Tensor& x) { return std::get<1>(at::linalg_qr(x, "r")); }
 
@@ -80,10 +114,7 @@ HeadWrite head_write(const Wiring& wiring, std::int64_t head) {
   out.o = wiring.o.w[head].clone(at::MemoryFormat::Contiguous);  // not a view that keeps the layer
   out.a = wiring.o.a[head];
   out.b = wiring.o.b;
-  const at::Tensor change = at::matmul(out.a, out.b), adapted = out.o + change;
-  out.base = spectrum_of(at::matmul(out.left0, out.o));
-  out.adapted = spectrum_of(at::matmul(out.left0 + out.left1, adapted));
-  out.delta = spectrum_of(at::matmul(out.left1, adapted) + at::matmul(out.left0, change));
+  find_spectra(out);
   return out;
 }
 
@@ -103,12 +134,12 @@ HeadRead head_read(const Wiring& wiring, std::int64_t head, Mode mode, const Rop
     const Near far = near_of(wiring, mode == Mode::q ? wiring.k : wiring.q, head);
     far_side(far.w, far.change(), mode, rope, out);
   }
-  const at::Tensor change = near.change(), adapted_far = out.right0 + out.right1;
-  out.base = spectrum_of(at::matmul(out.n, out.right0));
-  out.adapted = spectrum_of(at::matmul(out.n + change, adapted_far));
-  out.delta = spectrum_of(at::matmul(change, adapted_far) + at::matmul(out.n, out.right1));
+  find_spectra(out);
   return out;
 }
+
+Energies energies_of(const HeadWrite& writer) { return energies_of_all(writer); }
+Energies energies_of(const HeadRead& reader) { return energies_of_all(reader); }
 
 PairScore composition_score(const HeadWrite& writer, const HeadRead& reader,
                             const at::Tensor& junction) {

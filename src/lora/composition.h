@@ -40,6 +40,14 @@ struct HeadRead {
   Spectrum2 base, adapted, delta;
 };
 
+/// Eigenvalues of M^T M that are not zero, [rank] each, of the base's circuit, the adapted one and
+/// their difference: what the null of a head's scores depends on beyond Spectrum2.
+struct Energies {
+  at::Tensor base, adapted, delta;
+};
+Energies energies_of(const HeadWrite& writer);
+Energies energies_of(const HeadRead& reader);
+
 HeadWrite head_write(const Wiring& wiring, std::int64_t head);
 HeadRead head_read(const Wiring& wiring, std::int64_t head, Mode mode, const RopeMean& rope);
 

@@ -147,6 +147,34 @@ def test_bands_hold_what_random_directions_give(composed):
             assert 0.91 <= inside <= 0.985, f"{pair['w']} -> {pair['r']} {name}: {inside}"
 
 
+def test_first_pairs_have_their_chances_drawn(composed):
+    """p_drawn against the same heads turned at random in NumPy; every chance against its law."""
+    dense, result, _ = composed
+    drawn = [pair for pair in result["pairs"] if "p_drawn" in pair]
+    assert drawn == result["pairs"][:20] and result["drawn"]["pairs"] == 20
+    draws, random, compared = result["drawn"]["draws"], np.random.default_rng(6), 0
+    for pair in drawn:
+        chances = [(pair["p_S1"], pair["p_S1_drawn"])]
+        chances += [(pair["p"][route], pair["p_drawn"][route]) for route in ("bn", "nb", "nn")
+                    if pair["lift"][route] is not None]
+        for law, found in chances:
+            # Five standard deviations of the count, and the law's own error.
+            bound = 5 * np.sqrt(max(law * (1 - law), 1 / draws) / draws) + 0.05 * law + 0.02
+            assert abs(found - law) <= bound, f"{pair['w']} -> {pair['r']}: {found}, law {law}"
+    for pair in [p for p in drawn if p["mode"] == "V"][:3]:
+        left, right = (dense.message(*pair[end], 1) for end in ("w", "r"))
+        _, s, _ = np.linalg.svd(right)
+        above = 0
+        for _ in range(draws):
+            q, r = np.linalg.qr(random.normal(size=left.shape))
+            above += norm(left @ (q * np.sign(np.diag(r))) * s) / norm(left) / norm(s) >= pair["S1"]
+        p = above / draws
+        bound = 5 * np.sqrt(2 * max(p * (1 - p), 1 / draws) / draws)
+        assert abs(pair["p_S1_drawn"] - p) <= bound, f"{pair['p_S1_drawn']} vs {p}"
+        compared += 1
+    assert compared == 3
+
+
 def test_elhage_q_and_k_at_offset_zero(program, tmp_path):
     base, adapter = make(tmp_path)
     out = tmp_path / "out"

@@ -39,9 +39,10 @@ function drawScores() {
         shapes: [...(before ? [box(before[0], 0, before[1], top)] : []), ...(after ? [box(0, after[0], top, after[1])] : []), line(0, 0, top, top, "solid"), ...(missing(chance) ? [] : [line(chance, 0, chance, top, "dot"), line(0, chance, top, chance, "dot")])] });
       const up = m.pairs.filter((pair) => pair.S1 > pair.S).length;
       const above = m.pairs.filter((pair) => pair.S1 > pair.S1_band?.[1]).length;
+      const drawn = m.pairs.filter((pair) => !missing(pair.p_S1_drawn));
       return { data, layout, label: `Composition scores of ${m.pairs.length} pairs of heads before and after`,
         readout: [el("strong", {}, `${integer(m.pairs.length)} pairs: `),
-          `the score rose in ${integer(up)}; ${integer(m.pairs.filter((pair) => pair.q_bh <= 0.05).length)} are significant at a false discovery rate of 5 %${missing(chance) ? "" : `; chance gives S ${number(chance, 3)}`}${after ? `; ${integer(above)} of them score above their band of chance after` : ""}.`] };
+          `the score rose in ${integer(up)}; ${integer(m.pairs.filter((pair) => pair.q_bh <= 0.05).length)} are significant at a false discovery rate of 5 %${missing(chance) ? "" : `; chance gives S ${number(chance, 3)}`}${after ? `; ${integer(above)} of them score above their band of chance after` : ""}${drawn.length ? `; of the ${integer(drawn.length)} that change most, ${integer(drawn.filter((pair) => pair.p_S1_drawn <= 0.05).length)} do so where chance was drawn 2,000 times instead of taken from its law (p ≤ 0.05)` : ""}.`] };
     },
     csv: (f, m) => [["writer_layer", "writer_head", "reader_layer", "reader_head", "mode", "S", "S1", "S_low", "S_high", "S1_low", "S1_high", "rho", "cos", ...ROUTES.map((route) => `share_${route}`), "p_gamma", "q_bh"],
       ...m.pairs.map((pair) => [...pair.w, ...pair.r, pair.mode, pair.S, pair.S1, pair.S_band?.[0], pair.S_band?.[1], pair.S1_band?.[0], pair.S1_band?.[1], pair.rho, pair.cos, ...ROUTES.map((route) => pair.share?.[route]), pair.p_gamma, pair.q_bh])],
