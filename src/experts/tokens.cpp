@@ -131,7 +131,7 @@ Json tokens_of_experts(const Observed& layer, const at::Tensor& tokens,
   std::vector<std::pair<double, std::int64_t>> used, telling;
   const double enough = std::max<double>(
       kFewestChoices,
-      2 * pairs.all / static_cast<double>(std::max<std::int64_t>(1, layer.experts)));
+      0.5 * pairs.all / static_cast<double>(std::max<std::int64_t>(1, layer.experts)));
   for (std::int64_t e = 0; e < layer.experts; ++e) {
     const double choices = pairs.of_expert[static_cast<std::size_t>(e)];
     if (choices > 0) used.emplace_back(-choices, e);

@@ -14,7 +14,7 @@ namespace subspace::experts {
 ///   chance      the same with the tokens of the text in another order, which few choices give too
 ///
 /// and for some experts (the `most` of largest count, then as many of largest D among those with at
-/// least 32 choices and twice the mean) the tokens that stand out: count, share n_te / n_e, lift =
+/// least 32 choices and half the mean) the tokens that stand out: count, share n_te / n_e, lift =
 /// share / p(t), ordered by n_te log lift;
 ///
 ///   D_e = sum_t p(t | e) log(p(t | e) / p(t))   how particular an expert is, nats

@@ -1,5 +1,10 @@
 // The summary in words, the table of layers, words and facts.
-const rangeText = (values, text) => { const list = values.filter((value) => !missing(value)); return list.length ? (list.length > 1 ? `${text(Math.min(...list))} to ${text(Math.max(...list))}` : text(list[0])) : "–"; };
+function rangeText(values, text) {
+  const list = values.filter((value) => !missing(value));
+  if (!list.length) return "–";
+  const [low, high] = [text(Math.min(...list)), text(Math.max(...list))];
+  return low === high ? low : `${low} to ${high}`;
+}
 const middleOf = (layer, kind, key) => { const found = layer.interpolation; if (!found) return NaN;
   const list = found.pairs.filter((pair) => pair.kind === kind); return list.reduce((sum, pair) => sum + pair[key][(found.t.length - 1) / 2], 0) / list.length; };
 
@@ -49,10 +54,10 @@ function drawTable(section) {
 const WORDS = [
   ["choice", "", "One expert chosen by one head for one token; each token makes heads × choices of them."],
   ["used", "", "The share of experts that were chosen at least once. By chance: 1 − exp(−choices / experts)."],
-  ["KL to uniform", "log N + sum_e p_e log p_e", "How far the shares p_e of choices are from equal ones, in nats; exp of it is by how much the experts seem fewer than they are."],
+  ["KL to uniform", "log N + sum_e p_e log p_e", "How far the experts' shares p of all choices are from equal ones, in nats; exp of it says how many times fewer the experts seem than they are."],
   ["information", "sum p(t,e) log (p(t,e) / (p(t) p(e)))", "What the token says of the expert, in nats. Few choices give some by chance; the same text in another order says how much."],
   ["particular", "sum_t p(t|e) log (p(t|e) / p(t))", "How much the tokens of an expert differ from the text's."],
-  ["spread explained", "1 − W_k / W_1", "W_k is the sum of squared distances to the nearest of k centres (k-means)."],
+  ["spread explained", "1 − W_k / W_1", "W is the sum of squared distances to the nearest of so many centres (k-means)."],
   ["half way off the line", "‖h(½) − (h_a + h_b)/2‖ / ‖h_a − h_b‖", "How far the vector generated half way between two drawn latents is from the middle of the two experts' vectors."],
   ["entropy rank", "exp(−sum p_j log p_j), p_j = σ_j^2 / sum σ^2", "As many equally strong directions have the same entropy."],
 ];
