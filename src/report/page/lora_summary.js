@@ -96,7 +96,7 @@ const FACTS = [
 const APPROX_TEXTS = {
   qk_norm: "norms on queries and keys are folded in, their scalars a token left out (qk_norm)",
   mla_rms: "the latents' norms change a token's scale, which weights do not show (mla_rms)",
-  post_norm: "a norm behind attention is folded in (post_norm)",
+  post_norm: "the norm behind attention is left out (post_norm)",
   data_unweighted: "all directions of the residual count alike (data_unweighted)",
   dora: "DoRA's gains are terms of their own (dora)",
 };
