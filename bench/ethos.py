@@ -259,16 +259,10 @@ def part_model(device, options):
     length, rows = c["max_position_embeddings"], []
 
     def add(name, batch, measure):
-        try:
-            found = measure()
-        except Exception as error:  # noqa: BLE001  a baseline that fails is a result too
-            rows.append({"name": name, "error": str(error)[:300]})
-            print(f"{name:44s} failed: {str(error)[:120]}", flush=True)
-            return
-        row = found if isinstance(found, dict) else {"ms_per_step": found}
-        row = {"name": name, "rows": batch, **row}
-        row["tokens_per_second"] = 1e3 * batch * length / row["ms_per_step"]
+        row = train_step.step_row(name, batch, length, measure)
         rows.append(row)
+        if "error" in row:
+            return
         print(f"{name:44s} {row['ms_per_step']:9.2f} ms {row['tokens_per_second'] / 1e3:9.1f} k tokens/s",
               flush=True)  # fmt: skip
 

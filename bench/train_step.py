@@ -265,6 +265,18 @@ def write_record(device, rows):
     path.write_text(json.dumps(record, indent=1) + "\n")
 
 
+def step_row(name, batch, length, measure):
+    """What is recorded of a training step of `batch` rows; `measure` returns ms or a row of more."""
+    try:
+        found = measure()
+    except Exception as error:  # noqa: BLE001  a baseline that fails is a result too
+        print(f"{name:58s} failed: {str(error)[:160]}", flush=True)
+        return {"name": name, "error": str(error)[:300]}
+    row = {"name": name, "rows": batch, **(found if isinstance(found, dict) else {"ms_per_step": found})}
+    row.setdefault("tokens_per_second", 1e3 * batch * length / row["ms_per_step"])
+    return row
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--record", action="store_true", help="write bench/results/")
@@ -287,15 +299,10 @@ def main():
         fields = json.loads((ROOT / "configs" / f"{config}.json").read_text())
         length = fields["max_position_embeddings"]
         torch._dynamo.reset()
-        try:
-            found = measure()
-        except Exception as error:  # noqa: BLE001  a baseline that fails is a result too
-            rows.append({"name": name, "error": str(error)[:300]})
-            print(f"{name:58s} failed: {str(error)[:160]}", flush=True)
+        row = step_row(name, batch, length, measure)
+        if "error" in row:
+            rows.append(row)
             continue
-        row = found if isinstance(found, dict) else {"ms_per_step": found}
-        row = {"name": name, "rows": batch, **row}
-        row.setdefault("tokens_per_second", 1e3 * batch * length / row["ms_per_step"])
         if "model_tflops" in row and device in PEAK:
             row["share_of_peak"] = row["model_tflops"] * 1e12 / PEAK[device]
         rows.append(row)

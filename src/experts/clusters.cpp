@@ -34,18 +34,6 @@ at::Tensor first_centres(const at::Tensor& rows, std::int64_t clusters, std::uin
   return rows.index_select(0, at::tensor(chosen, at::kLong).to(rows.device()));
 }
 
-Json listed_doubles(const at::Tensor& values) {
-  const at::Tensor whole = values.to(at::kCPU, at::kDouble).contiguous();
-  const auto* begin = whole.const_data_ptr<double>();
-  return std::vector<double>(begin, begin + whole.numel());
-}
-
-Json listed_integers(const at::Tensor& values) {
-  const at::Tensor whole = values.to(at::kCPU, at::kLong).contiguous();
-  const auto* begin = whole.const_data_ptr<std::int64_t>();
-  return std::vector<std::int64_t>(begin, begin + whole.numel());
-}
-
 Json explained(const at::Tensor& rows, const at::Tensor& twin) {
   Json out = {{"clusters", Json::array()}, {"explained", Json::array()}, {"chance", Json::array()}};
   const double whole = cluster(rows, 1, 0).within, of_twin = cluster(twin, 1, 0).within;
@@ -64,7 +52,7 @@ std::pair<at::Tensor, Json> principal_axes(const at::Tensor& rows, const Gaussia
   const std::int64_t w = rows.size(1), shown = std::min<std::int64_t>(2, w);
   const at::Tensor all = values.sum().clamp_min(1e-300);
   return {vectors.narrow(1, w - shown, shown).flip(1),
-          listed_doubles(values.narrow(0, w - shown, shown).flip(0) / all)};
+          doubles_of(values.narrow(0, w - shown, shown).flip(0) / all)};
 }
 
 }  // namespace
@@ -111,12 +99,12 @@ Json clusters_of_experts(const ExpertTensors& tensors, const at::Tensor& counts)
   const at::Tensor places =
       at::matmul(rows.index_select(0, shown) - gaussian.mean, axes).to(at::kCPU);
   out["axes"] = shares;
-  out["map"] = {{"expert", listed_integers(experts.index_select(0, shown))},
-                {"group", listed_integers(found.of_row.index_select(0, shown))},
-                {"x", listed_doubles(places.select(1, 0))},
-                {"y", listed_doubles(places.select(1, places.size(1) - 1))}};
+  out["map"] = {{"expert", integers_of(experts.index_select(0, shown))},
+                {"group", integers_of(found.of_row.index_select(0, shown))},
+                {"x", doubles_of(places.select(1, 0))},
+                {"y", doubles_of(places.select(1, places.size(1) - 1))}};
   if (chosen.defined()) {
-    out["map"]["choices"] = listed_integers(chosen.index_select(0, shown));
+    out["map"]["choices"] = integers_of(chosen.index_select(0, shown));
   }
   return out;
 }

@@ -18,8 +18,8 @@ Clustering cluster(const at::Tensor& rows, std::int64_t clusters, std::uint64_t 
 /// Whether experts' latents (stored ones: the vectors they read with) form groups. Of up to 8192
 /// experts:
 ///
-///   explained(k) = 1 - within(k) / within(1), k = 2, 4, .. 64;  chance: the same of a Gaussian
-///   twin map            the two directions of largest variance, up to 1500 experts: x, y, choices,
+///   explained(k)   1 - within(k) / within(1), k = 2, 4, .. 64; chance: the same of a Gaussian twin
+///   map            the two directions of largest variance, up to 1500 experts: x, y, choices,
 ///                  group, expert; `axes`: their shares of the variance
 ///   groups         of up to 8: experts (share), choices (share)
 ///

@@ -13,9 +13,7 @@ struct Ends {
 
 /// Values [steps, pairs] of one pair, as a list.
 Json along(const at::Tensor& values, std::int64_t pair) {
-  const at::Tensor column = values.select(1, pair).to(at::kCPU, at::kDouble).contiguous();
-  const auto* begin = column.const_data_ptr<double>();
-  return std::vector<double>(begin, begin + column.numel());
+  return doubles_of(values.select(1, pair));
 }
 
 at::Tensor length_of(const at::Tensor& x) { return x.norm(2, -1); }

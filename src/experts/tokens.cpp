@@ -6,7 +6,7 @@
 #include <cmath>
 #include <set>
 
-#include "data/permutation.h"
+#include "experts/vectors.h"
 #include "lora/token_words.h"
 
 namespace subspace::experts {
@@ -23,12 +23,6 @@ struct Pairs {
   double all = 0;
 };
 
-std::vector<std::int64_t> list(const at::Tensor& values) {
-  const at::Tensor whole = values.to(at::kLong).contiguous();
-  const auto* begin = whole.const_data_ptr<std::int64_t>();
-  return {begin, begin + whole.numel()};
-}
-
 Pairs pairs_of(const Observed& layer, const at::Tensor& tokens) {
   Pairs out;
   out.vocabulary = tokens.max().item<std::int64_t>() + 1;
@@ -36,8 +30,8 @@ Pairs pairs_of(const Observed& layer, const at::Tensor& tokens) {
       layer.index.to(at::kLong).flatten(1) * out.vocabulary + tokens.unsqueeze(1);
   const auto [values, inverse, counts] =
       at::_unique2(keys, /*sorted=*/true, /*return_inverse=*/false, /*return_counts=*/true);
-  out.key = list(values);
-  out.count = list(counts);
+  out.key = integers_of(values);
+  out.count = integers_of(counts);
   out.of_token.assign(static_cast<std::size_t>(out.vocabulary), 0);
   out.of_expert.assign(static_cast<std::size_t>(layer.experts), 0);
   for (std::size_t i = 0; i < out.key.size(); ++i) {
@@ -65,14 +59,7 @@ double information(const Pairs& pairs) {
 }
 
 at::Tensor in_another_order(const at::Tensor& tokens) {
-  const std::int64_t n = tokens.numel();
-  const Permutation permutation(static_cast<std::uint64_t>(n), /*seed=*/1, /*epoch=*/0);
-  at::Tensor order = at::empty({n}, at::kLong);
-  auto* place = order.data_ptr<std::int64_t>();
-  for (std::int64_t i = 0; i < n; ++i) {
-    place[i] = static_cast<std::int64_t>(permutation(static_cast<std::uint64_t>(i)));
-  }
-  return tokens.index_select(0, order);
+  return tokens.index_select(0, shuffled(tokens.numel(), tokens.numel(), /*seed=*/1));
 }
 
 /// The pairs of one expert are neighbours.

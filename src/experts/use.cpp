@@ -39,8 +39,8 @@ Json histogram_of(const std::vector<std::int64_t>& falling, const EvenUse& even)
               {"to", Json::array()},
               {"experts", Json::array()},
               {"chance", Json::array()}};
-  auto end =
-      falling.end();  // of the experts that are not in a bin yet, used more than those in one
+  // The end of those experts, used more often, that are in no bin yet.
+  auto end = falling.end();
   for (std::int64_t low = 0, high = 0; end != falling.begin() || low == 0;
        low = high + 1, high = 2 * low - 1) {
     const auto begin =

@@ -75,14 +75,31 @@ at::Tensor Gaussian::draw(std::int64_t rows, std::uint64_t seed) const {
   return at::addmm(mean, normal.to(factor.options()), factor.t());
 }
 
+at::Tensor shuffled(std::int64_t n, std::int64_t count, std::uint64_t seed) {
+  const Permutation permutation(static_cast<std::uint64_t>(n), seed, /*epoch=*/0);
+  at::Tensor out = at::empty({count}, at::kLong);
+  auto* place = out.data_ptr<std::int64_t>();
+  for (std::int64_t i = 0; i < count; ++i) {
+    place[i] = static_cast<std::int64_t>(permutation(static_cast<std::uint64_t>(i)));
+  }
+  return out;
+}
+
+std::vector<double> doubles_of(const at::Tensor& values) {
+  const at::Tensor whole = values.to(at::kCPU, at::kDouble).contiguous();
+  const auto* begin = whole.const_data_ptr<double>();
+  return {begin, begin + whole.numel()};
+}
+
+std::vector<std::int64_t> integers_of(const at::Tensor& values) {
+  const at::Tensor whole = values.to(at::kCPU, at::kLong).contiguous();
+  const auto* begin = whole.const_data_ptr<std::int64_t>();
+  return {begin, begin + whole.numel()};
+}
+
 at::Tensor sampled(std::int64_t experts, std::int64_t most, const at::Tensor& like) {
   if (experts <= most) return at::arange(experts, like.options().dtype(at::kLong));
-  const Permutation permutation(static_cast<std::uint64_t>(experts), /*seed=*/2, /*epoch=*/0);
-  at::Tensor out = at::empty({most}, at::kLong);
-  for (std::int64_t i = 0; i < most; ++i) {
-    out[i] = static_cast<std::int64_t>(permutation(static_cast<std::uint64_t>(i)));
-  }
-  return std::get<0>(out.sort()).to(like.device());
+  return std::get<0>(shuffled(experts, most, /*seed=*/2).sort()).to(like.device());
 }
 
 }  // namespace subspace::experts

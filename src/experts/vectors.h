@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <functional>
+#include <vector>
 
 #include "nn/model.h"
 
@@ -39,6 +40,14 @@ struct Gaussian {
   /// Rows of the same mean and covariance and no other structure; the same again for a seed.
   at::Tensor draw(std::int64_t rows, std::uint64_t seed) const;
 };
+
+/// `count` of the numbers 0 .. n - 1, each equally likely and no one twice, in random order, by
+/// seed. [count] int64 on the CPU.
+at::Tensor shuffled(std::int64_t n, std::int64_t count, std::uint64_t seed);
+
+/// The values of a tensor as a list, whatever its type, device and layout.
+std::vector<double> doubles_of(const at::Tensor& values);
+std::vector<std::int64_t> integers_of(const at::Tensor& values);
 
 /// Up to `most` of `experts` numbers, rising, each equally likely; the same for every call. int64.
 at::Tensor sampled(std::int64_t experts, std::int64_t most, const at::Tensor& like);

@@ -241,14 +241,15 @@ class Run {
   void draw(const std::vector<PairScore>& scores) {
     std::map<std::size_t, DrawnPair> kept;
     std::vector<HaarQuestion> questions;
-    for (const std::size_t i : leading(scores, 0)) {
+    const std::vector<std::size_t> first = leading(scores, 0);
+    for (const std::size_t i : first) {
       const auto& asked = (kept[i] = std::move(drawn_.at(i))).questions;
       questions.insert(questions.end(), asked.begin(), asked.end());
     }
     drawn_ = std::move(kept);
     const std::vector<double> p = haar_p_by_draws(width_, questions, kDraws, kDrawSeed);
     std::size_t next = 0;
-    for (const std::size_t i : leading(scores, 0)) {
+    for (const std::size_t i : first) {
       for (double& one : drawn_[i].p) one = p[next++];
       const PairScore& score = scores[i];
       const double law[] = {score.p[0], score.p[1], score.p[2], score.p_s1};

@@ -17,18 +17,21 @@ constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 double norm_of(const at::Tensor& x) { return x.norm().item<double>(); }
 double dot_of(const at::Tensor& a, const at::Tensor& b) { return (a * b).sum().item<double>(); }
 
-/// Of M^T M for a small core M, or M M^T: both have the same nonzero eigenvalues.
+/// M^T M or M M^T, the smaller: both have the same nonzero eigenvalues.
+at::Tensor gram_of(const at::Tensor& m) {
+  return m.size(0) <= m.size(1) ? at::matmul(m, m.t()) : at::matmul(m.t(), m);
+}
+
 Spectrum2 spectrum_of(const at::Tensor& m) {
   if (m.numel() == 0) return {};
-  const at::Tensor gram = m.size(0) <= m.size(1) ? at::matmul(m, m.t()) : at::matmul(m.t(), m);
+  const at::Tensor gram = gram_of(m);
   return {gram.trace().item<double>(), gram.square().sum().item<double>()};
 }
 
 /// Eigenvalues of the same, without those that rounding alone could have made.
 at::Tensor energies(const at::Tensor& m) {
   if (m.numel() == 0) return at::empty({0}, m.options());
-  const at::Tensor gram = m.size(0) <= m.size(1) ? at::matmul(m, m.t()) : at::matmul(m.t(), m);
-  const at::Tensor values = at::linalg_eigvalsh(gram);
+  const at::Tensor values = at::linalg_eigvalsh(gram_of(m));
   return values.masked_select(values > values.max() * 1e-13);
 }
 

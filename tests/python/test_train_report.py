@@ -8,7 +8,7 @@ import subprocess
 import numpy as np
 import pytest
 from fake_training import make_experiment, make_run, make_sweep
-from test_lora_report import figures, saved
+from test_lora_report import check_figures, figures, saved
 from test_report import (  # noqa: F401 (fixtures)
     CHROMIUM, DRIVER, browser, choose, folder, open_page, readout, set_bar, traces, wait,
 )
@@ -46,14 +46,7 @@ def page(browser, experiment):  # noqa: F811
 
 
 def test_every_figure_has_words_numbers_and_a_twin(page):
-    assert figures(page) == FIGURES
-    assert page.execute_script("return performance.getEntriesByType('resource').length") == 0
-    assert not page.find_elements("css selector", ".failure")
-    for name in FIGURES:
-        captions = page.find_elements("css selector", f"#{name} .caption p")
-        assert len(captions) == 2 and all(len(text.text) > 100 for text in captions)
-        rows = saved(page, name)
-        assert len(rows) > 1 and len({len(row) for row in rows}) == 1, name
+    check_figures(page, FIGURES)
 
 
 def test_seeds_of_a_configuration_are_one_group(page, experiment):
