@@ -39,9 +39,10 @@ class FeedForward {
 /// choices that fell on e and P_e the mean of its normalised score, over the tokens of the pass
 /// (Fedus et al. 2021; DeepSeek-V3's is the same over each sequence).
 ///
-/// Cost: on the CPU each expert computes its own tokens if there are many experts; elsewhere all
-/// experts compute all tokens in two products, which needs no word from the device and is the
-/// faster way for a few small experts, E / active times the arithmetic.
+/// Cost: where there are more experts than twice the active ones, each computes its own tokens: on
+/// the CPU one after the other, on the GPU (bfloat16, compute capability 9 and up) in two grouped
+/// products over tokens sorted by expert, which need no word from the device. Elsewhere all experts
+/// compute all tokens in two products, E / active times the arithmetic.
 class MixtureOfExperts {
  public:
   MixtureOfExperts(Parameters& parameters, const MoeConfig& config, std::int64_t width,
@@ -50,16 +51,20 @@ class MixtureOfExperts {
   void after_step();
   const ExpertUsage& usage() const { return usage_; }
 
-  /// Both ways to compute the experts, for x [N, d], choices and their weights [N, active].
+  /// Three ways to compute the experts, for x [N, d], choices and their weights [N, active]. The
+  /// grouped products have no float64.
   at::Tensor all_experts(const at::Tensor& x, const at::Tensor& chosen,
                          const at::Tensor& weights) const;
   at::Tensor chosen_experts(const at::Tensor& x, const at::Tensor& chosen,
                             const at::Tensor& weights) const;
+  at::Tensor grouped_experts(const at::Tensor& x, const at::Tensor& chosen,
+                             const at::Tensor& weights) const;
 
  private:
   struct Route {
     at::Tensor chosen, weights;  // [N, active]
   };
+  at::Tensor computed(const at::Tensor& x, const Route& route) const;
   Route route(const at::Tensor& x, PassContext& pass) const;
   at::Tensor without_weak_groups(const at::Tensor& scores) const;
 

@@ -1,14 +1,67 @@
 #include <ATen/ATen.h>
+#include <torch/csrc/autograd/custom_function.h>
 
 #include <cmath>
 
 #include "base/error.h"
 
 #include "nn/feed_forward.h"
+#include "nn/on_device.h"
 
 namespace subspace::nn {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
 
 // N tokens, d width, E experts, k active, m an expert's width.
+
+/// Choices in an expert's order: place i of it holds choice order[i], which is of token order[i]/k.
+struct Order {
+  at::Tensor order, inverse;  // [N k]
+  at::Tensor tokens;          // [N k]
+  std::int64_t active;
+};
+
+at::Tensor rows_of_choices(const at::Tensor& x, const Order& o) {
+  return x.index_select(0, o.tokens);
+}
+at::Tensor sums_of_choices(const at::Tensor& rows, const Order& o) {
+  return rows.index_select(0, o.inverse).view({-1, o.active, rows.size(1)}).sum(1);
+}
+
+// Each is the other's backward, so that neither direction adds by atomics.
+void save(AutogradContext* context, const Order& o) {
+  context->save_for_backward({o.order, o.inverse, o.tokens});
+  context->saved_data["active"] = o.active;
+}
+Order saved(AutogradContext* context) {
+  const variable_list kept = context->get_saved_variables();
+  return {kept[0], kept[1], kept[2], context->saved_data["active"].toInt()};
+}
+
+struct RowsOfChoices : Function<RowsOfChoices> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const Order& o) {
+    save(context, o);
+    return rows_of_choices(x, o);
+  }
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    return {sums_of_choices(grads[0].contiguous(), saved(context)), {}};
+  }
+};
+
+struct SumsOfChoices : Function<SumsOfChoices> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& rows, const Order& o) {
+    save(context, o);
+    return sums_of_choices(rows, o);
+  }
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    return {rows_of_choices(grads[0].contiguous(), saved(context)), {}};
+  }
+};
+
+}  // namespace
 
 MixtureOfExperts::MixtureOfExperts(Parameters& parameters, const MoeConfig& config,
                                    std::int64_t width, const std::string& base)
@@ -109,17 +162,43 @@ at::Tensor MixtureOfExperts::chosen_experts(const at::Tensor& x, const at::Tenso
   return at::zeros_like(x).index_add(0, tokens, at::cat(written, 0));
 }
 
+at::Tensor MixtureOfExperts::grouped_experts(const at::Tensor& x, const at::Tensor& chosen,
+                                             const at::Tensor& weights) const {
+  const std::int64_t experts = config_.experts, m = config_.width;
+  const at::Tensor flat = chosen.flatten();
+  const at::Tensor order = flat.argsort(/*stable=*/true, 0, false);
+  const at::Tensor places = at::arange(flat.numel(), flat.options());
+  const Order o{order, at::empty_like(order).scatter_(0, order, places),
+                order.floor_divide(config_.active), config_.active};
+  const at::Tensor ends = at::searchsorted(flat.index_select(0, o.order),
+                                           at::arange(experts, flat.options()), /*out_int32=*/true,
+                                           /*right=*/true);
+  const at::Tensor up = at::_grouped_mm(RowsOfChoices::apply(x, o),
+                                        up_.view({experts, 2 * m, width_}).transpose(1, 2), ends);
+  const at::Tensor weight = weights.flatten().gather(0, o.order).to(x.scalar_type());
+  const at::Tensor inner = at::silu(up.narrow(1, 0, m)) * up.narrow(1, m, m) * weight.unsqueeze(1);
+  const at::Tensor written =
+      at::_grouped_mm(inner, down_.view({experts, width_, m}).transpose(1, 2), ends);
+  return SumsOfChoices::apply(written, o);
+}
+
+at::Tensor MixtureOfExperts::computed(const at::Tensor& x, const Route& route) const {
+  const bool few = config_.experts <= 2 * config_.active;
+  if (few) return all_experts(x, route.chosen, route.weights);
+  if (x.is_cpu()) return chosen_experts(x, route.chosen, route.weights);
+  // Rows of the grouped product start at multiples of 16 bytes.
+  const bool even = config_.width % 8 == 0 && width_ % 8 == 0;
+  return even && has_grouped_products(x) ? grouped_experts(x, route.chosen, route.weights)
+                                         : all_experts(x, route.chosen, route.weights);
+}
+
 at::Tensor MixtureOfExperts::operator()(const at::Tensor& x, PassContext& pass) const {
   const at::Tensor rows = x.flatten(0, -2);
   const Route chosen = route(rows, pass);
   if (pass.choices != nullptr) {
     pass.choices->push_back({rows, {chosen.weights.unsqueeze(1), chosen.chosen.unsqueeze(1)}});
   }
-  const bool few = config_.experts <= 2 * config_.active;
-  const at::Tensor routed = rows.is_cpu() && !few
-                                ? chosen_experts(rows, chosen.chosen, chosen.weights)
-                                : all_experts(rows, chosen.chosen, chosen.weights);
-  const at::Tensor y = routed.view_as(x);
+  const at::Tensor y = computed(rows, chosen).view_as(x);
   return shared_ ? y + (*shared_)(x) : y;
 }
 

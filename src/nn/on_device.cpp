@@ -55,4 +55,17 @@ void run(const at::Tensor& where, const kernels::SwigluGrad& p) { SUBSPACE_ON_DE
 
 #undef SUBSPACE_ON_DEVICE
 
+bool has_grouped_products(const at::Tensor& x) {
+#ifdef SUBSPACE_CUDA
+  int major = 0;
+  return x.is_cuda() && x.scalar_type() == at::kBFloat16 &&
+         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, x.device().index()) ==
+             cudaSuccess &&
+         major >= 9;
+#else
+  static_cast<void>(x);
+  return false;
+#endif
+}
+
 }  // namespace subspace::nn

@@ -26,4 +26,7 @@ void run(const at::Tensor& where, const kernels::ShortAttentionGrad& p);
 void run(const at::Tensor& where, const kernels::Swiglu& p);
 void run(const at::Tensor& where, const kernels::SwigluGrad& p);
 
+/// Whether the device of `x` has grouped products of its type that do not wait for the host.
+bool has_grouped_products(const at::Tensor& x);
+
 }  // namespace subspace::nn

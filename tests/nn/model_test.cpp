@@ -4,6 +4,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 #include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
 
 #include <fstream>
 #include <random>
@@ -181,6 +182,54 @@ TEST(MixtureOfExperts, BothWaysOfComputingAgree) {
   const at::Tensor all = moe.all_experts(x, chosen, weights);
   const double error = (moe.chosen_experts(x, chosen, weights) - all).abs().max().item<double>();
   EXPECT_TRUE(error <= 1e-14 * all.abs().max().item<double>()) << error;
+}
+
+/// Values and gradients of x, the weights and every parameter, by either way.
+std::vector<at::Tensor> mixture_and_gradients(const Parameters& parameters, const at::Tensor& y,
+                                              const std::vector<at::Tensor>& inputs) {
+  std::vector<at::Tensor> found = {y.detach()}, wanted = inputs;
+  for (const Parameter& parameter : parameters.all()) {
+    if (parameter.parts.front().name.find("experts.") != std::string::npos) {
+      wanted.push_back(parameter.value);
+    }
+  }
+  const at::Tensor grad = at::linspace(-1, 1, y.numel(), y.options()).view_as(y);
+  const auto grads = torch::autograd::grad({y}, wanted, {grad}, true, false, /*allow_unused=*/true);
+  for (const at::Tensor& g : grads) {
+    if (g.defined()) found.push_back(g);
+  }
+  return found;
+}
+
+void grouped_products_agree(at::TensorOptions options, double tolerance) {
+  MoeConfig config = experts();
+  config.width = 8;
+  Parameters parameters({.tensor = options, .range = 0.5});
+  const MixtureOfExperts moe(parameters, config, 16, "mlp.");
+  const at::Tensor x = at::randn({9, 16}, options).requires_grad_();
+  const at::Tensor weights = at::rand({9, 3}, options).requires_grad_();
+  // Expert 6 is chosen by nobody.
+  const at::Tensor chosen = std::get<1>(at::rand({9, 6}, options.dtype(at::kFloat)).topk(3, -1));
+  const auto grouped =
+      mixture_and_gradients(parameters, moe.grouped_experts(x, chosen, weights), {x, weights});
+  const auto all =
+      mixture_and_gradients(parameters, moe.all_experts(x, chosen, weights), {x, weights});
+  ASSERT_EQ(grouped.size(), all.size());
+  ASSERT_GE(grouped.size(), 5U) << "y and gradients of x, weights, both matrices";
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    const double size = all[i].abs().max().item<double>();
+    const double error = (grouped[i] - all[i]).abs().max().item<double>();
+    EXPECT_GT(size, 0) << i;
+    EXPECT_TRUE(error <= tolerance * size) << i << ": " << error << " of " << size;
+  }
+}
+
+// Sums of 16 and 8 terms, twice rounded: a few units in the last place of the largest.
+TEST(MixtureOfExperts, GroupedProductsAgree) { grouped_products_agree(at::kFloat, 2e-6); }
+
+TEST(MixtureOfExperts, GroupedProductsAgreeOnTheGpu) {
+  if (!at::hasCUDA()) GTEST_SKIP() << "needs a GPU";
+  grouped_products_agree(at::TensorOptions(at::kBFloat16).device(at::kCUDA), 3e-2);
 }
 
 TEST(MixtureOfExperts, TheCorrectionBiasMovesTowardsEqualLoad) {
