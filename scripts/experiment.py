@@ -1,13 +1,16 @@
-"""The published encoder with MHA, MLA and an output latent (MLA-o), several seeds each, pre-trained
-and then fine-tuned on SST-2: every run of docs/experiment-encoder.md.
+"""Models that differ in one part, several seeds each, trained on the same text: every run of
+docs/experiment-encoder.md (the published encoder with MHA, MLA and an output latent, MLA-o, fine-tuned
+on SST-2 as well) and of docs/experiment-experts.md (a decoder with generated experts, stored ones, a
+mixture, or none, at equal compute).
 
     ./run python scripts/experiment.py --tokens 1.6e9 --seeds 0,1,2 --data DATA --sst2 SST2 --out DIR --jobs 2
+    ./run python scripts/experiment.py --kind experts --tokens 2e8 --seeds 0,1 --data DATA --out DIR --jobs 2
 
-DATA and SST2 are folders of `python -m subspace.prepare text` and `sst2` with one tokenizer. --jobs
-processes run at once, each with one GPU of those that are visible (CUDA_VISIBLE_DEVICES). Stopped at
-any moment (--minutes stops by itself), the same command goes on from the last checkpoints. DIR gets
-runs/<arm>_seed_<s>/ and sst2/<arm>_seed_<s>/ with their logs; --record a JSON of configuration, thinned
-curves and table, written anew behind every finished run.
+DATA and SST2 are folders of `python -m subspace.prepare text` and `sst2` with one tokenizer; without
+--sst2 nothing is fine-tuned. --jobs processes run at once, each with one GPU of those that are visible
+(CUDA_VISIBLE_DEVICES). Stopped at any moment (--minutes stops by itself), the same command goes on from
+the last checkpoints. DIR gets runs/<arm>_seed_<s>/ and sst2/<arm>_seed_<s>/ with their logs; --record a
+JSON of configuration, thinned curves and table, written anew behind every finished run.
 """
 
 import argparse
@@ -26,7 +29,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "bench" / "common"))
 import machine  # noqa: E402
 
-ARMS = {"MHA": "encoder-mha", "MLA": "encoder-mla", "MLA-o": "encoder-mla-o"}
+ARMS = {
+    "encoder": {"MHA": "encoder-mha", "MLA": "encoder-mla", "MLA-o": "encoder-mla-o"},
+    # Those that take longest first: two GPUs then end together.
+    "experts": {"PEER": "peer-small", "ETHOS": "ethos-small", "MoE": "moe-small", "dense": "dense-small"},
+}
 # t with 97.5 % of Student's distribution below it, for 1, 2, .. degrees of freedom.
 STUDENT = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)
 POINTS = 200  # of each recorded curve
@@ -35,22 +42,29 @@ EVALUATIONS = 20
 
 def parse(words=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kind", choices=ARMS, default="encoder")
     parser.add_argument("--tokens", type=float, required=True, help="of pre-training, padding not counted")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--arms", default=",".join(ARMS))
+    parser.add_argument("--arms", help="some of the kind's, separated by commas")
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--sst2", type=Path, required=True)
+    parser.add_argument("--sst2", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--jobs", type=int, default=1, help="processes at once")
     parser.add_argument("--minutes", type=float, help="stop by then, with checkpoints")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="of pre-training")
     parser.add_argument("--tune-set", action="append", default=[], metavar="NAME=VALUE", help="of fine-tuning")
     parser.add_argument("--epochs", default="3", help="of fine-tuning")
-    parser.add_argument("--configs", type=Path, default=ROOT / "configs", help="folder of encoder-mha.json, ..")
+    parser.add_argument("--configs", type=Path, default=ROOT / "configs", help="folder of the arms' configurations")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, help="CPU threads of a process (default: its share of the cores)")
-    parser.add_argument("--record", type=Path, default=ROOT / "bench" / "results" / "experiment-encoder.json")
-    return parser.parse_args(words)
+    parser.add_argument("--record", type=Path, help="default: bench/results/experiment-KIND.json")
+    options = parser.parse_args(words)
+    known = ARMS[options.kind]
+    options.arms = options.arms.split(",") if options.arms else list(known)
+    if unknown := [arm for arm in options.arms if arm not in known]:
+        parser.error(f"--arms {unknown[0]}: --kind {options.kind} has {', '.join(known)}")
+    options.record = options.record or ROOT / "bench" / "results" / f"experiment-{options.kind}.json"
+    return options
 
 
 def read(path):
@@ -84,6 +98,18 @@ def thinned(points):
     return kept if not points or kept[-1] == points[-1] else [*kept, points[-1]]
 
 
+def short(config):
+    return config.removeprefix("encoder-").removesuffix("-small")
+
+
+def expert_usage(steps):
+    """The last logged line's share of experts that were chosen, and KL to uniform, means over layers."""
+    layers = list(steps[-1].get("experts", {}).values())
+    if not layers:
+        return {}
+    return {f"experts_{key}": sum(layer[key] for layer in layers) / len(layers) for key in ("used", "kl_uniform")}
+
+
 class Experiment:
     def __init__(self, options):
         self.options = options
@@ -93,7 +119,7 @@ class Experiment:
         self.children = {}
         self.lock = threading.Lock()
         self.seeds = [int(seed) for seed in options.seeds.split(",")]
-        self.arms = {name: ARMS[name] for name in options.arms.split(",")}
+        self.arms = {name: ARMS[options.kind][name] for name in options.arms}
         split = read(options.data / "meta.json")["splits"]["train"]
         self.tokens_per_row = split["tokens"] / split["rows"]
 
@@ -142,8 +168,7 @@ class Experiment:
         return False
 
     def one(self, arm, seed, place):
-        name = f"{self.arms[arm].removeprefix('encoder-')}_seed_{seed}"
-        run, tuned = self.options.out / "runs" / name, self.options.out / "sst2" / name
+        name, run, tuned = self.places(arm, seed)
         if not (run / "done.json").exists():
             sets = [word for key, value in self.settings(arm).items() for word in ("--set", f"{key}={value}")]
             config = self.options.configs / f"{self.arms[arm]}.json"
@@ -152,7 +177,7 @@ class Experiment:
                              *sets, *resume):
                 return
             (run / "done.json").write_text("{}\n")
-        if not (tuned / "result.json").exists():
+        if self.options.sst2 and not (tuned / "result.json").exists():
             sets = [word for text in self.options.tune_set for word in ("--set", text)]
             if not self.call(place, name, "finetune", run, "--data", self.options.sst2, "--out", tuned, "--seeds",
                              seed, "--epochs", self.options.epochs, "--resume", *sets):
@@ -160,54 +185,74 @@ class Experiment:
         with self.lock:
             record = self.record()
         numbers = self.numbers(run, tuned)
+        tuned_to = f", SST-2 {100 * numbers['sst2_accuracy']:.2f} %" if self.options.sst2 else ""
         self.say(f"{arm}, seed {seed}: {numbers['tokens'] / 1e6:.0f} M tokens in {numbers['seconds']:.0f} s, held-out "
-                 f"loss {numbers['loss']:.4f}, perplexity {numbers['perplexity']:.2f}, SST-2 "
-                 f"{100 * numbers['sst2_accuracy']:.2f} %  ({sum(len(a['runs']) for a in record['arms'])} of "
-                 f"{len(self.arms) * len(self.seeds)} runs)")
+                 f"loss {numbers['loss']:.4f}, perplexity {numbers['perplexity']:.2f}{tuned_to}  "
+                 f"({sum(len(a['runs']) for a in record['arms'])} of {len(self.arms) * len(self.seeds)} runs)")
+
+    def places(self, arm, seed):
+        """Name of a run, its folder, and that of its fine-tuning."""
+        name = f"{short(self.arms[arm])}_seed_{seed}"
+        return name, self.options.out / "runs" / name, self.options.out / "sst2" / name
+
+    def ended(self, run, tuned):
+        return (tuned / "result.json" if self.options.sst2 else run / "done.json").exists()
 
     def numbers(self, run, tuned):
         steps, held_out = metrics(run)
-        result = read(tuned / "result.json")["runs"][0]
-        return {
+        held = held_out[-1]["eval"]
+        found = {
             "tokens": steps[-1]["tokens"], "seconds": steps[-1]["seconds"],
             "tokens_per_second": steps[-1]["tokens"] / steps[-1]["seconds"],
-            "loss": held_out[-1]["eval"]["loss"], "perplexity": held_out[-1]["eval"]["perplexity"],
-            "masked_accuracy": held_out[-1]["eval"]["accuracy"],
-            "sst2_accuracy": result["accuracy"], "sst2_loss": result["loss"], "sst2_seconds": result["seconds"],
+            "loss": held["loss"], "perplexity": held["perplexity"],
+            "masked_accuracy" if self.options.kind == "encoder" else "accuracy": held["accuracy"],
+            **expert_usage(steps),
+        }
+        if not self.options.sst2:
+            return found
+        result = read(tuned / "result.json")["runs"][0]
+        return {
+            **found, "sst2_accuracy": result["accuracy"], "sst2_loss": result["loss"], "sst2_seconds": result["seconds"],
             "sst2_epochs": [[x["epoch"], x["accuracy"]] for x in result["epochs"]],
         }
 
     def record(self):
         """What is known so far, written whole."""
-        data, sst2 = read(self.options.data / "meta.json"), read(self.options.sst2 / "meta.json")
-        json_out = {"benchmark": "experiment-encoder", **self.machine(), "tokens": self.options.tokens,
+        data = read(self.options.data / "meta.json")
+        json_out = {"benchmark": f"experiment-{self.options.kind}", **self.machine(), "tokens": self.options.tokens,
                     "data": {"id": data["id"], "sources": data["splits"]["train"].get("sources"),
                              "train_tokens": data["splits"]["train"]["tokens"], "length": data["length"],
                              "packed": data["packed"], "tokenizer": data["tokenizer"]["name"]},
-                    "sst2": {"id": sst2["id"], "train": sst2["splits"]["train"]["rows"],
-                             "valid": sst2["splits"]["valid"]["rows"], "length": sst2["length"]},
-                    "arms": []}
+                    "set": self.options.set, "arms": []}
+        if self.options.sst2:
+            sst2 = read(self.options.sst2 / "meta.json")
+            json_out["sst2"] = {"id": sst2["id"], "train": sst2["splits"]["train"]["rows"],
+                                "valid": sst2["splits"]["valid"]["rows"], "length": sst2["length"]}
         for arm, config in self.arms.items():
             entry = {"arm": arm, "config": config, "runs": []}
             for seed in self.seeds:
-                name = f"{config.removeprefix('encoder-')}_seed_{seed}"
-                run, tuned = self.options.out / "runs" / name, self.options.out / "sst2" / name
-                if not (tuned / "result.json").exists():
+                _, run, tuned = self.places(arm, seed)
+                if not self.ended(run, tuned):
                     continue
                 whole = read(run / "run.json")
                 entry["model"], entry["train"] = whole["model"], {**whole["train"], "seed": None}
-                entry["finetune"] = {**read(tuned / "result.json")["runs"][0]["asked_for"]["train"], "seed": None}
+                if self.options.sst2:
+                    asked = read(tuned / "result.json")["runs"][0]["asked_for"]
+                    entry["finetune"] = {**asked["train"], "seed": None}
                 entry["parameters"] = parameters(run)
                 steps, held_out = metrics(run)
-                tokens = {x["step"]: x["tokens"] for x in steps}
+                at = {x["step"]: (x["tokens"], round(x["seconds"], 2)) for x in steps}
                 entry["runs"].append({
                     "seed": seed, "device": whole["device"], **self.numbers(run, tuned),
-                    "curve": [[x["tokens"], round(x["loss"], 5)] for x in thinned(steps)],
-                    "held_out": [[tokens.get(x["step"]), x["eval"]["loss"]] for x in held_out],
+                    "curve": [[x["tokens"], round(x["loss"], 5), round(x["seconds"], 2)] for x in thinned(steps)],
+                    "held_out": [[at[x["step"]][0], x["eval"]["loss"], at[x["step"]][1]] for x in held_out
+                                 if x["step"] in at],
                 })
             if entry["runs"]:
-                names = ("loss", "perplexity", "masked_accuracy", "sst2_accuracy", "tokens_per_second")
-                entry["table"] = {name: interval([run[name] for run in entry["runs"]]) for name in names}
+                names = ("loss", "perplexity", "masked_accuracy", "accuracy", "sst2_accuracy", "tokens_per_second",
+                         "seconds", "experts_used", "experts_kl_uniform")
+                entry["table"] = {name: interval([run[name] for run in entry["runs"]]) for name in names
+                                  if name in entry["runs"][0]}
             json_out["arms"].append(entry)
         self.options.record.parent.mkdir(parents=True, exist_ok=True)
         partial = self.options.record.with_suffix(".partial")
@@ -225,7 +270,7 @@ class Experiment:
             child.send_signal(signal.SIGINT)
 
     def go(self):
-        for folder in ("runs", "sst2", "logs"):
+        for folder in ("runs", "logs", *(("sst2",) if self.options.sst2 else ())):
             (self.options.out / folder).mkdir(parents=True, exist_ok=True)
         signal.signal(signal.SIGINT, self.stop)
         signal.signal(signal.SIGTERM, self.stop)
@@ -302,7 +347,7 @@ def print_table(record):
             continue
         table = arm["table"]
         print(f"{arm['arm']:6}  {arm['parameters']:10}  {len(arm['runs']):4}  {cell(table['loss'], digits=4):>18}  "
-              f"{cell(table['perplexity']):>16}  {cell(table['sst2_accuracy'], 100):>16}  "
+              f"{cell(table['perplexity']):>16}  {cell(table['sst2_accuracy'], 100) if 'sst2_accuracy' in table else '-':>16}  "
               f"{cell(table['tokens_per_second'], 1e-6):>14}")
 
 

@@ -1,4 +1,5 @@
-"""scripts/experiment.py: every arm and seed trained and fine-tuned, stopped and gone on with, its record."""
+"""scripts/experiment.py: every arm and seed trained and fine-tuned, stopped and gone on with, its record;
+the comparison of experts without fine-tuning."""
 
 import json
 import os
@@ -98,3 +99,32 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(program, lab, tmp_path):
     assert result.stdout.count("FAILED") == 2 and "vocab_size" in result.stdout
     record = json.loads((out / "record.json").read_text())
     assert [len(arm["runs"]) for arm in record["arms"]] == [0, 2]
+
+
+def test_experts_are_compared_without_fine_tuning(program, lab, tmp_path):
+    configs, out = tmp_path / "configs", tmp_path / "out"
+    configs.mkdir()
+    prepare("text", "--input", lab / "text.txt", "--valid-fraction", "0.2", "--tokenizer", vocabulary(lab), "--documents",
+            "line", "--length", 16, "--style", "decoder", "--special", "eos=[SEP]", "--pack", "--out", tmp_path / "text")
+    small = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=ENCODER["vocab_size"],
+                 max_position_embeddings=16, intermediate_size=32, tie_word_embeddings=True,
+                 model_type="subspace_decoder", hidden_act="swiglu", train=dict(batch_size=8, steps=9, learning_rate=0.01))
+    experts = dict(first_k_dense_replace=1, num_experts=64, num_expert_heads=2, num_experts_per_head=4, query_dim=16)
+    (configs / "dense-small.json").write_text(json.dumps(small))
+    (configs / "ethos-small.json").write_text(json.dumps(
+        dict(small, **experts, feed_forward="ethos", expert_latent_dim=8, expert_hidden_dim=32)))
+    words = [sys.executable, ROOT / "scripts" / "experiment.py", "--kind", "experts", "--tokens", "4000", "--seeds", "0,1",
+             "--data", tmp_path / "text", "--out", out, "--configs", configs, "--device", "cpu", "--record", out / "record.json"]
+    result = run(program, [*words, "--arms", "ETHOS,dense"])
+    assert result.returncode == 0, result.stdout + result.stderr
+    record = json.loads((out / "record.json").read_text())
+    assert record["benchmark"] == "experiment-experts" and "sst2" not in record
+    ethos, dense = record["arms"]
+    assert (ethos["arm"], dense["arm"]) == ("ETHOS", "dense")
+    assert 0 < ethos["table"]["experts_used"]["mean"] <= 1 and "experts_used" not in dense["table"]
+    for one in ethos["runs"] + dense["runs"]:
+        assert one["curve"][-1] == [one["tokens"], one["curve"][-1][1], round(one["seconds"], 2)]
+        assert one["held_out"][-1][:2] == [one["tokens"], one["loss"]]
+    assert not (out / "sst2").exists()
+    refused = run(program, [*words, "--arms", "ETHOS,MLA"])
+    assert refused.returncode == 2 and "--arms MLA" in refused.stderr
