@@ -6,39 +6,14 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <limits>
+
+#include "lora/head_spectra.h"
 
 namespace subspace {
 namespace {
 
 /// Heads worked on at once by one thread: their Gram matrices stay in its cache.
 constexpr std::int64_t kHeadsAtOnce = 2;
-
-/// Cores of some heads: C_a [h, f, k] of every piece, and which coordinates are the base's.
-struct Cores {
-  std::vector<at::Tensor> pieces;
-  at::Tensor base;          // [h, f]
-  std::int64_t inside = 0;  // they are the first so many of every head; or kScattered
-
-  static constexpr std::int64_t kScattered = -1;
-
-  Cores heads(std::int64_t begin, std::int64_t count) const {
-    Cores out;
-    for (const at::Tensor& piece : pieces) out.pieces.push_back(piece.narrow(0, begin, count));
-    out.base = base.narrow(0, begin, count);
-    out.inside = inside;
-    return out;
-  }
-
-  /// The rows of x [h, f, ..] within the base's span, in fewer rows or the others zero.
-  at::Tensor within(const at::Tensor& x) const {
-    return inside == kScattered ? x * base.unsqueeze(2) : x.narrow(1, 0, inside);
-  }
-  at::Tensor outside(const at::Tensor& x) const {
-    return inside == kScattered ? x * (1 - base).unsqueeze(2)
-                                : x.narrow(1, inside, x.size(1) - inside);
-  }
-};
 
 Cores cores_of(const Side& side, const at::Tensor& base, std::int64_t heads) {
   Cores cores;
@@ -109,8 +84,6 @@ struct Parts {
   const Offsets& window_;
 };
 
-double epsilon() { return std::numeric_limits<double>::epsilon(); }
-
 class HeadChunk {
  public:
   HeadChunk(Cores left, Cores right, const std::vector<Term>& terms, const Offsets& window,
@@ -125,14 +98,10 @@ class HeadChunk {
         y_(right_, window, false),
         heads_(left_.base.size(0)) {}
 
-  CircuitMetrics all(const Circuit& cores) {
+  CircuitMetrics all() {
     sizes();
     term_gram();
     if (!curve_.list().empty()) at_offsets();
-    if (options_.spectra) {
-      spectra(cores);
-      find_angles(cores);
-    }
     return std::move(out_);
   }
 
@@ -212,87 +181,6 @@ class HeadChunk {
     out_.curve = at::stack({base, delta.clamp_min(0)}, 2);
   }
 
-  void spectra(const Circuit& cores) {
-    const std::int64_t k = x_.base.size(2);
-    const auto svd = [](const at::Tensor& m) { return at::linalg_svd(m, /*full_matrices=*/false); };
-    // Formed anew, because YaRN's factor is in these. The base has no rows outside of its span.
-    const at::Tensor base = formed(cores.left, /*base_only=*/true), whole = formed(cores.left);
-    const auto [u, s, vh] = svd(at::bmm(left_.within(base), right_.within(y_.base).mT()));
-    const auto [u1, s1, vh1] =
-        unchanged() ? std::tuple{u, s, vh} : svd(at::bmm(whole, y_.whole.mT()));
-    const std::int64_t kept = std::min(k, s.size(1));
-    out_.values_base = s.narrow(1, 0, kept);
-    out_.values_adapted = s1.narrow(1, 0, kept);
-    const std::int64_t top = std::min(kIntruderVectors, kept);
-    const auto [left_vec, left_sub] =
-        intruders(u.narrow(2, 0, kept), left_.within(u1.narrow(2, 0, top)));
-    const auto [right_vec, right_sub] =
-        intruders(vh.mT().narrow(2, 0, kept), right_.within(vh1.mT().narrow(2, 0, top)));
-    out_.intruder_vec = at::stack({left_vec, right_vec}, 1);
-    out_.intruder_sub = at::stack({left_sub, right_sub}, 1);
-    of_delta(cores, base);
-  }
-
-  bool unchanged() const { return !x_.delta.any().item<bool>() && !y_.delta.any().item<bool>(); }
-
-  /// Leading vectors of M' that no single vector of M is near, and that its span is not near.
-  std::pair<at::Tensor, at::Tensor> intruders(const at::Tensor& before,
-                                              const at::Tensor& after) const {
-    const at::Tensor nearest = at::bmm(before.mT(), after).abs().amax(1);
-    const at::Tensor inside = after.square().sum(1);
-    return {(nearest < kIntruderCosine).sum(1).to(at::kDouble),
-            (inside < kIntruderCosine * kIntruderCosine).sum(1).to(at::kDouble)};
-  }
-
-  void of_delta(const Circuit& cores, const at::Tensor& base) {
-    const LowRank delta = delta_factors(cores);
-    const std::int64_t f = std::max(x_.base.size(1), y_.base.size(1));
-    at::Tensor u, s, v;
-    if (delta.width() == 0) {
-      s = at::zeros({heads_, 0}, left_.base.options());
-    } else if (2 * delta.width() < f) {
-      const Triples triples = singular_triples(delta, delta.width());
-      u = triples.left, s = triples.values, v = triples.right;
-    } else {
-      const auto [full_u, full_s, vh] = at::linalg_svd(delta.dense(), false);
-      const std::int64_t most = std::min(full_s.size(1), 2 * x_.base.size(2));
-      u = full_u.narrow(2, 0, most), s = full_s.narrow(1, 0, most);
-      v = vh.mT().narrow(2, 0, most);
-    }
-    out_.values_delta = s;
-    if (s.size(1) == 0) {
-      out_.rank_delta = at::zeros({heads_}, s.options());
-      out_.amplification = at::full({heads_}, std::nan(""), s.options());
-      return;
-    }
-    const at::Tensor kept =
-        (s > static_cast<double>(f) * epsilon() * s.narrow(1, 0, 1)).to(at::kDouble);
-    out_.rank_delta = kept.sum(1);
-    const at::Tensor seen = at::bmm(at::bmm((u * kept.unsqueeze(1)).mT(), base),
-                                    at::bmm((v * kept.unsqueeze(1)).mT(), y_.base).mT());
-    out_.amplification = s.square().sum(1).sqrt() / seen.square().sum({1, 2}).sqrt();
-  }
-
-  void find_angles(const Circuit& cores) {
-    for (const bool read : {true, false}) {
-      const Side& side = read ? cores.left : cores.right;
-      const Cores& own = read ? left_ : right_;
-      for (const Piece& piece : side.pieces) {
-        if (std::popcount(piece.set) != 1 || !piece.coords.defined() ||
-            piece.span.size(2) >= std::min(side.width, side.rows)) {
-          continue;
-        }
-        const at::Tensor q = std::get<0>(at::linalg_qr(for_heads(piece.span, heads_)));
-        Angles angles;
-        angles.change = term_name(cores, piece.set);
-        angles.read = read;
-        angles.cosines = at::linalg_svdvals(own.within(q)).clamp_max(1);
-        angles.kernel = angles.cosines.square().sum(1);
-        out_.angles.push_back(std::move(angles));
-      }
-    }
-  }
-
   Cores left_, right_;
   const std::vector<Term>& terms_;
   const Offsets &window_, &curve_;
@@ -301,22 +189,6 @@ class HeadChunk {
   std::int64_t heads_;
   CircuitMetrics out_;
 };
-
-/// A circuit of some of the heads, one matrix each.
-Circuit some_heads(const Circuit& circuit, std::int64_t begin, std::int64_t count) {
-  Circuit out = circuit;
-  out.heads = count;
-  for (Side* side : {&out.left, &out.right}) {
-    side->count = count;
-    for (Piece& piece : side->pieces) {
-      piece.span = for_heads(piece.span, circuit.heads).narrow(0, begin, count);
-      if (piece.coords.defined()) {
-        piece.coords = for_heads(piece.coords, circuit.heads).narrow(0, begin, count);
-      }
-    }
-  }
-  return out;
-}
 
 Circuit expanded_on_cpu(const Circuit& circuit) {
   Circuit out = circuit;
@@ -336,35 +208,11 @@ CircuitMetrics joined(std::vector<CircuitMetrics> parts) {
   CircuitMetrics out = parts.front();
   for (at::Tensor CircuitMetrics::*member :
        {&CircuitMetrics::gram, &CircuitMetrics::fro, &CircuitMetrics::split, &CircuitMetrics::align,
-        &CircuitMetrics::curve, &CircuitMetrics::frequency, &CircuitMetrics::values_base,
-        &CircuitMetrics::values_adapted, &CircuitMetrics::values_delta, &CircuitMetrics::rank_delta,
-        &CircuitMetrics::amplification, &CircuitMetrics::intruder_vec,
-        &CircuitMetrics::intruder_sub}) {
+        &CircuitMetrics::curve, &CircuitMetrics::frequency}) {
     std::vector<at::Tensor> rows;
     for (const CircuitMetrics& part : parts) rows.push_back(part.*member);
     if (rows[0].defined()) out.*member = at::cat(rows, 0);
   }
-  for (std::size_t j = 0; j < out.angles.size(); ++j) {
-    std::vector<at::Tensor> cosines, kernels;
-    for (const CircuitMetrics& part : parts) {
-      cosines.push_back(part.angles[j].cosines);
-      kernels.push_back(part.angles[j].kernel);
-    }
-    out.angles[j].cosines = at::cat(cosines, 0);
-    out.angles[j].kernel = at::cat(kernels, 0);
-  }
-  return out;
-}
-
-/// sum Re lambda / sum |lambda| of each matrix, [H, k, k].
-at::Tensor eigen_ratio(const at::Tensor& matrices) {
-  const at::Tensor all = matrices.to(at::kCPU);
-  at::Tensor out = at::empty({all.size(0)}, all.options());
-  at::parallel_for(0, all.size(0), 1, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t i = begin; i < end; ++i) {
-      out[i].copy_(all[i].diagonal().sum() / at::linalg_eigvals(all[i]).abs().sum());
-    }
-  });
   return out;
 }
 
@@ -411,10 +259,14 @@ CircuitMetrics circuit_metrics(const Circuit& circuit, const Frames& frames,
       const std::int64_t count = std::min(kHeadsAtOnce, heads - begin);
       HeadChunk work(left.heads(begin, count), right.heads(begin, count), terms, window, curve,
                      options);
-      parts[static_cast<std::size_t>(chunk)] = work.all(some_heads(still, begin, count));
+      parts[static_cast<std::size_t>(chunk)] = work.all();
     }
   });
   CircuitMetrics out = joined(std::move(parts));
+  if (options.spectra) {
+    find_spectra(still, left, right, out);
+    find_angles(still, left, right, out);
+  }
   out.circuit = circuit.name();
   out.rotary = rotary;
   for (const Term& term : terms) {
@@ -433,9 +285,9 @@ CircuitMetrics circuit_metrics(const Circuit& circuit, const Frames& frames,
       std::min({delta_factors(still).width(), 2 * k, circuit.left.rows, circuit.right.rows});
   if (options.eigenvalues && circuit.left.rows == circuit.right.rows) {
     const Turned matrices = turned(circuit);
-    const at::Tensor base = eigen_ratio(matrices.base);
+    const at::Tensor base = eigenvalue_ratio(matrices.base);
     const bool same = at::equal(matrices.base, matrices.adapted);
-    out.eigen = at::stack({base, same ? base : eigen_ratio(matrices.adapted)}, 1);
+    out.eigen = at::stack({base, same ? base : eigenvalue_ratio(matrices.adapted)}, 1);
   }
   return out;
 }

@@ -1,0 +1,37 @@
+#pragma once
+
+// Compiled once for each instruction set. Everything is in an anonymous namespace and nothing from
+// the standard library is a template, so that no copy can leave its object file.
+
+#include <cstdint>
+#include <cstring>
+
+namespace subspace::kernels {
+namespace {
+
+/// Four doubles; the compiler splits them where registers hold two.
+using Pack = double __attribute__((vector_size(32)));
+constexpr std::int64_t kPack = 4;
+
+// Through references, since how a Pack is passed by value depends on the instruction set.
+inline void load(Pack& x, const double* from) { std::memcpy(&x, from, sizeof x); }
+inline void store(double* to, const Pack& x) { std::memcpy(to, &x, sizeof x); }
+inline double sum_of(const Pack& x) { return (x[0] + x[1]) + (x[2] + x[3]); }
+
+inline std::int64_t whole_packs(std::int64_t n) { return (n + kPack - 1) / kPack * kPack; }
+
+/// Four packs as the rows of a 4 x 4 matrix, turned.
+inline void transpose(Pack* x) {
+  using Places = std::int64_t __attribute__((vector_size(32)));
+  const Pack a = __builtin_shuffle(x[0], x[1], Places{0, 4, 2, 6});
+  const Pack b = __builtin_shuffle(x[0], x[1], Places{1, 5, 3, 7});
+  const Pack c = __builtin_shuffle(x[2], x[3], Places{0, 4, 2, 6});
+  const Pack d = __builtin_shuffle(x[2], x[3], Places{1, 5, 3, 7});
+  x[0] = __builtin_shuffle(a, c, Places{0, 1, 4, 5});
+  x[1] = __builtin_shuffle(b, d, Places{0, 1, 4, 5});
+  x[2] = __builtin_shuffle(a, c, Places{2, 3, 6, 7});
+  x[3] = __builtin_shuffle(b, d, Places{2, 3, 6, 7});
+}
+
+}  // namespace
+}  // namespace subspace::kernels

@@ -1,0 +1,7 @@
+#include "kernels/small_svd_body.h"
+
+namespace subspace::kernels {
+
+SvdSteps svd_steps_avx2() { return {bidiagonalise, reflect, rotate}; }
+
+}  // namespace subspace::kernels

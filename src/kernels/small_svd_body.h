@@ -1,0 +1,157 @@
+#pragma once
+
+#include "kernels/packs.h"
+#include "kernels/small_svd_steps.h"
+
+namespace subspace::kernels {
+namespace {
+
+/// Below this a sum of squares has lost digits; what it is the square of is nothing beside entries
+/// of size 1.
+constexpr double kNoLength = 1e-280;
+
+/// For x of that first element and squared length: H x = (beta, 0, ..), H = I - tau v v^T with
+/// v = x - beta e_1.
+struct Reflection {
+  double beta = 0, tau = 0;
+  Reflection(double first, double square) {
+    if (!(square > kNoLength)) return;
+    beta = -__builtin_copysign(__builtin_sqrt(square), first);
+    tau = 1 / (beta * (beta - first));
+  }
+};
+
+/// Rows `first` .. + kRows of a step: row <- row - v z, w = tau row . u, row <- row - w u, and
+/// sums += x row with x the row's element in `column`, which the next step needs.
+template <int kRows>
+inline void step_rows(const Bidiagonalisation& p, std::int64_t first, const double* v, double tau,
+                      const double* u, std::int64_t column) {
+  const std::int64_t begin = column / kPack * kPack;
+  double* rows[kRows];
+  Pack dots[kRows] = {}, a, z, s;
+  for (int r = 0; r < kRows; ++r) rows[r] = p.a + (first + r) * p.width;
+  for (std::int64_t j = begin; j < p.width; j += kPack) {
+    load(z, p.row + j);
+    load(s, u + j);
+    for (int r = 0; r < kRows; ++r) {
+      load(a, rows[r] + j);
+      a -= v[r] * z;
+      store(rows[r] + j, a);
+      dots[r] += a * s;
+    }
+  }
+  double w[kRows], x[kRows];
+  for (int r = 0; r < kRows; ++r) {
+    w[r] = tau * sum_of(dots[r]);
+    x[r] = rows[r][column] - w[r] * u[column];
+  }
+  for (std::int64_t j = begin; j < p.width; j += kPack) {
+    load(z, u + j);
+    load(s, p.sums + j);
+    for (int r = 0; r < kRows; ++r) {
+      load(a, rows[r] + j);
+      a -= w[r] * z;
+      store(rows[r] + j, a);
+      s += x[r] * a;
+    }
+    store(p.sums + j, s);
+  }
+}
+
+inline void bidiagonalise(const Bidiagonalisation& p) {
+  const auto clear = [&](double* x) {
+    for (std::int64_t j = 0; j < p.width; ++j) x[j] = 0;
+  };
+  clear(p.sums);
+  for (std::int64_t i = 0; i < p.rows; ++i) {
+    const double* row = p.a + i * p.width;
+    for (std::int64_t j = 0; j < p.width; ++j) p.sums[j] += row[0] * row[j];
+  }
+  for (std::int64_t k = 0; k < p.n; ++k) {
+    double* v = p.left + k * p.rows;
+    for (std::int64_t i = 0; i < p.rows; ++i) v[i] = i < k ? 0 : p.a[i * p.width + k];
+    const Reflection left(v[k], p.sums[k]);
+    v[k] -= left.beta;
+    p.d[k] = left.beta;
+    p.left_tau[k] = left.tau;
+    double* own = p.a + k * p.width;
+    double* u = p.right + k * p.width;
+    clear(u);
+    clear(p.row);
+    double square = 0;
+    for (std::int64_t j = k + 1; j < p.n; ++j) {
+      // v^T A = x^T A - beta (row k)
+      p.row[j] = left.tau * (p.sums[j] - left.beta * own[j]);
+      u[j] = own[j] - v[k] * p.row[j];
+      square += u[j] * u[j];
+    }
+    if (k + 1 == p.n) {
+      p.e[k] = p.right_tau[k] = 0;
+      continue;
+    }
+    const Reflection right(u[k + 1], square);
+    u[k + 1] -= right.beta;
+    p.e[k] = right.beta;
+    p.right_tau[k] = right.tau;
+    clear(p.sums);
+    std::int64_t i = k + 1;
+    for (; i + 4 <= p.rows; i += 4) step_rows<4>(p, i, v + i, right.tau, u, k + 1);
+    for (; i < p.rows; ++i) step_rows<1>(p, i, v + i, right.tau, u, k + 1);
+  }
+}
+
+/// (I - tau v v^T) on kPacks packs of columns of X.
+template <int kPacks>
+inline void reflect_columns(const double* v, double tau, std::int64_t rows, double* x,
+                            std::int64_t stride) {
+  Pack sums[kPacks] = {}, a;
+  for (std::int64_t i = 0; i < rows; ++i) {
+    for (int c = 0; c < kPacks; ++c) {
+      load(a, x + i * stride + c * kPack);
+      sums[c] += v[i] * a;
+    }
+  }
+  for (int c = 0; c < kPacks; ++c) sums[c] *= tau;
+  for (std::int64_t i = 0; i < rows; ++i) {
+    for (int c = 0; c < kPacks; ++c) {
+      load(a, x + i * stride + c * kPack);
+      a -= v[i] * sums[c];
+      store(x + i * stride + c * kPack, a);
+    }
+  }
+}
+
+inline void reflect(const Reflections& p) {
+  for (std::int64_t step = 0; step < p.n; ++step) {
+    const std::int64_t k = p.forward ? step : p.n - 1 - step;
+    const std::int64_t first = k + p.skip;
+    if (p.tau[k] == 0 || first >= p.rows) continue;
+    const double* v = p.v + k * p.stride + first;
+    std::int64_t c = 0;
+    for (; c + 4 * kPack <= p.columns; c += 4 * kPack) {
+      reflect_columns<4>(v, p.tau[k], p.rows - first, p.x + first * p.columns + c, p.columns);
+    }
+    for (; c < p.columns; c += kPack) {
+      reflect_columns<1>(v, p.tau[k], p.rows - first, p.x + first * p.columns + c, p.columns);
+    }
+  }
+}
+
+inline void rotate(const SmallSvd::Rotation* turns, std::int64_t count, bool forward, double* x,
+                   std::int64_t columns) {
+  Pack a, b;
+  for (std::int64_t t = 0; t < count; ++t) {
+    const SmallSvd::Rotation& turn = turns[forward ? t : count - 1 - t];
+    const double c = turn.c, s = forward ? turn.s : -turn.s;
+    double* upper = x + turn.row * columns;
+    for (std::int64_t j = 0; j < columns; j += kPack) {
+      load(a, upper + j);
+      load(b, upper + columns + j);
+      store(upper + j, c * a + s * b);
+      store(upper + columns + j, c * b - s * a);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace subspace::kernels

@@ -1,0 +1,361 @@
+#include "lora/head_spectra.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <atomic>
+#include <bit>
+#include <cmath>
+#include <limits>
+
+#include "base/error.h"
+#include "kernels/over_batch.h"
+#include "kernels/small_eigenvalues.h"
+#include "kernels/small_svd.h"
+#include "spectrum/product.h"
+
+namespace subspace {
+namespace {
+
+using kernels::SmallSvd;
+using Doubles = std::vector<double>;
+
+/// Calls work(i, own) for i < count on all threads, `own` being a Work of the thread's own, which
+/// keeps its memory from one matrix to the next.
+template <typename Work, typename Call>
+void over_heads(std::int64_t count, const Call& call) {
+  std::atomic<std::int64_t> next{0};
+  const int threads = at::get_num_threads();
+  kernels::over_batch(std::min<std::int64_t>(threads, count), threads, [&](std::int64_t) {
+    Work own;
+    for (std::int64_t i = next++; i < count; i = next++) call(i, own);
+  });
+}
+
+/// x y for batches of small matrices, the same bits on any number of threads.
+at::Tensor small_product(const at::Tensor& x, const at::Tensor& y) {
+  return product(x, y, Multiplier::own);
+}
+
+Doubles& sized(Doubles& x, std::int64_t n) {
+  x.resize(static_cast<std::size_t>(n));
+  return x;
+}
+
+/// One head's matrix of a contiguous batch.
+struct Matrix {
+  const double* data;
+  std::int64_t rows, columns;
+  Matrix(const at::Tensor& batch, std::int64_t head)
+      : data(batch.const_data_ptr<double>() + head * batch.size(1) * batch.size(2)),
+        rows(batch.size(1)),
+        columns(batch.size(2)) {}
+  bool zero() const {
+    return std::all_of(data, data + rows * columns, [](double x) { return x == 0; });
+  }
+};
+
+bool decomposed(SmallSvd& svd, const Matrix& m) {
+  return svd.decompose(m.data, m.rows, m.columns, m.columns);
+}
+
+/// out [m, n] = x^T y or x y, x [k, m] or [m, k], y [k, n]: a few columns.
+void multiply(bool turned, const double* x, const double* y, std::int64_t m, std::int64_t n,
+              std::int64_t k, double* out) {
+  std::fill(out, out + m * n, 0.0);
+  for (std::int64_t i = 0; i < m; ++i) {
+    for (std::int64_t l = 0; l < k; ++l) {
+      const double s = turned ? x[l * m + i] : x[i * k + l];
+      for (std::int64_t j = 0; j < n; ++j) out[i * n + j] += s * y[l * n + j];
+    }
+  }
+}
+
+/// Writes a head's row of a [H, n] tensor.
+void put(const at::Tensor& to, std::int64_t head, const Doubles& values) {
+  std::copy_n(values.data(), to.size(1), to.data_ptr<double>() + head * to.size(1));
+}
+
+class Spectra {
+ public:
+  Spectra(const Circuit& still, const Cores& left, const Cores& right, CircuitMetrics& out)
+      : still_(still), left_(left), right_(right), out_(out), heads_(still.heads) {}
+
+  void run() {
+    const at::Tensor x = formed_for_heads(still_.left, true),
+                     y = formed_for_heads(still_.right, true);
+    dx_ = left_.delta().contiguous();
+    dy_ = right_.delta().contiguous();
+    base_ = small_product(left_.within(x), right_.within(y).mT());
+    whole_ = small_product(formed_for_heads(still_.left, false),
+                           formed_for_heads(still_.right, false).mT());
+    const LowRank delta = delta_factors(still_);
+    f_ = std::max(x.size(1), y.size(1));
+    thin_ = 2 * delta.width() < f_;
+    if (thin_) {
+      delta_left_ = for_heads(delta.left, heads_).contiguous();
+      delta_right_ = for_heads(delta.right, heads_).contiguous();
+    } else {
+      delta_left_ =
+          small_product(for_heads(delta.left, heads_), for_heads(delta.right, heads_).mT());
+    }
+    allocate(x.size(2), delta.width());
+    over_heads<Own>(heads_, [&](std::int64_t head, Own& own) {
+      if (!one(head, own)) first_bad_ = std::min(first_bad_.load(), head);
+    });
+    if (first_bad_ < heads_) {
+      fail(ErrorCode::NotFinite,
+           "layer {}: {} of head {} has a NaN or an infinity, or its singular values did not "
+           "converge; check the weights and the adapter",
+           still_.layer, still_.name(), first_bad_.load());
+    }
+    amplification(x, y);
+  }
+
+ private:
+  /// Of one thread.
+  struct Own {
+    SmallSvd base, adapted, left, right, core;
+    Doubles after, cosines, u, v, a, b, c;
+  };
+
+  at::Tensor formed_for_heads(const Side& side, bool base_only) const {
+    return for_heads(formed(side, base_only), heads_).contiguous();
+  }
+
+  void allocate(std::int64_t k, std::int64_t width) {
+    const auto rows = [&](std::int64_t n) { return at::zeros({heads_, n}, at::kDouble); };
+    kept_ = std::min({k, base_.size(1), base_.size(2)});
+    top_ = std::min(kIntruderVectors, kept_);
+    out_.values_base = rows(kept_);
+    out_.values_adapted = rows(kept_);
+    out_.intruder_vec = rows(2);
+    out_.intruder_sub = rows(2);
+    delta_count_ = thin_ ? width : std::min({delta_left_.size(1), delta_left_.size(2), 2 * k});
+    out_.values_delta = rows(delta_count_);
+    out_.rank_delta = at::zeros({heads_}, at::kDouble);
+    const std::int64_t fl = whole_.size(1), fr = whole_.size(2);
+    u_ = at::zeros({heads_, fl, delta_count_}, at::kDouble);
+    v_ = at::zeros({heads_, fr, delta_count_}, at::kDouble);
+  }
+
+  bool one(std::int64_t head, Own& own) {
+    if (!decomposed(own.base, Matrix(base_, head))) return false;
+    const bool same = Matrix(dx_, head).zero() && Matrix(dy_, head).zero();
+    if (!same && !decomposed(own.adapted, Matrix(whole_, head))) return false;
+    SmallSvd& adapted = same ? own.base : own.adapted;
+    put(out_.values_base, head, own.base.values());
+    put(out_.values_adapted, head, adapted.values());
+    const at::Tensor& of = same ? base_ : whole_;
+    adapted.left(top_, sized(own.after, of.size(1) * top_).data());
+    intruders(head, true, own);
+    adapted.right(top_, sized(own.after, of.size(2) * top_).data());
+    intruders(head, false, own);
+    return delta_count_ == 0 || delta(head, own);
+  }
+
+  /// Leading vectors of M', in own.after, that no single vector of M is near, and that its span is
+  /// not near.
+  void intruders(std::int64_t head, bool left, Own& own) {
+    const Cores& side = left ? left_ : right_;
+    const std::int64_t rows = base_.size(left ? 1 : 2);
+    if (side.inside == Cores::kScattered) {
+      const double* mask = side.base.const_data_ptr<double>() + head * side.base.size(1);
+      for (std::int64_t i = 0; i < rows * top_; ++i) {
+        own.after[static_cast<std::size_t>(i)] *= mask[i / top_];
+      }
+    }
+    const std::int64_t values = std::min(base_.size(1), base_.size(2));
+    double* cosines = sized(own.cosines, values * top_).data();
+    if (left) {
+      own.base.project_left(own.after.data(), top_, cosines);
+    } else {
+      own.base.project_right(own.after.data(), top_, cosines);
+    }
+    double vec = 0, sub = 0;
+    for (std::int64_t t = 0; t < top_; ++t) {
+      double nearest = 0, inside = 0;
+      for (std::int64_t j = 0; j < kept_; ++j) {
+        nearest = std::max(nearest, std::abs(cosines[j * top_ + t]));
+      }
+      for (std::int64_t i = 0; i < rows; ++i) {
+        const double x = own.after[static_cast<std::size_t>(i * top_ + t)];
+        inside += x * x;
+      }
+      vec += nearest < kIntruderCosine ? 1 : 0;
+      sub += inside < kIntruderCosine * kIntruderCosine ? 1 : 0;
+    }
+    out_.intruder_vec.data_ptr<double>()[2 * head + (left ? 0 : 1)] = vec;
+    out_.intruder_sub.data_ptr<double>()[2 * head + (left ? 0 : 1)] = sub;
+  }
+
+  /// Singular triples of dM, vectors of values that are rounding left zero.
+  bool delta(std::int64_t head, Own& own) {
+    const std::int64_t fl = u_.size(1), fr = v_.size(1), n = delta_count_;
+    double* u = u_.data_ptr<double>() + head * fl * n;
+    double* v = v_.data_ptr<double>() + head * fr * n;
+    if (thin_) {
+      if (!thin_triples(head, own, u, v)) return false;
+    } else {
+      if (!decomposed(own.core, Matrix(delta_left_, head))) return false;
+      own.core.left(n, u);
+      own.core.right(n, v);
+    }
+    const Doubles& values = own.core.values();
+    put(out_.values_delta, head, values);
+    const double least =
+        static_cast<double>(f_) * std::numeric_limits<double>::epsilon() * values[0];
+    std::int64_t rank = 0;
+    while (rank < n && values[static_cast<std::size_t>(rank)] > least) ++rank;
+    for (std::int64_t i = 0; i < fl; ++i) std::fill(u + i * n + rank, u + (i + 1) * n, 0.0);
+    for (std::int64_t i = 0; i < fr; ++i) std::fill(v + i * n + rank, v + (i + 1) * n, 0.0);
+    out_.rank_delta.data_ptr<double>()[head] = static_cast<double>(rank);
+    return true;
+  }
+
+  /// L R^T = U_l (S_l V_l^T V_r S_r) U_r^T: the singular values are those of the middle.
+  bool thin_triples(std::int64_t head, Own& own, double* u, double* v) {
+    const std::int64_t fl = u_.size(1), fr = v_.size(1), w = delta_count_;
+    if (!decomposed(own.left, Matrix(delta_left_, head)) ||
+        !decomposed(own.right, Matrix(delta_right_, head))) {
+      return false;
+    }
+    own.left.right(w, sized(own.a, w * w).data());
+    own.right.right(w, sized(own.b, w * w).data());
+    multiply(true, own.a.data(), own.b.data(), w, w, w, sized(own.c, w * w).data());
+    for (std::int64_t i = 0; i < w; ++i) {
+      for (std::int64_t j = 0; j < w; ++j) {
+        own.c[static_cast<std::size_t>(i * w + j)] *=
+            own.left.values()[static_cast<std::size_t>(i)] *
+            own.right.values()[static_cast<std::size_t>(j)];
+      }
+    }
+    if (!own.core.decompose(own.c.data(), w, w, w)) return false;
+    own.left.left(w, sized(own.u, fl * w).data());
+    own.right.left(w, sized(own.v, fr * w).data());
+    own.core.left(w, own.a.data());
+    own.core.right(w, own.b.data());
+    multiply(false, own.u.data(), own.a.data(), fl, w, w, u);
+    multiply(false, own.v.data(), own.b.data(), fr, w, w, v);
+    return true;
+  }
+
+  void amplification(const at::Tensor& x, const at::Tensor& y) {
+    if (delta_count_ == 0) {
+      out_.amplification = at::full({heads_}, std::nan(""), at::kDouble);
+      return;
+    }
+    const at::Tensor seen =
+        small_product(small_product(u_.mT(), x), small_product(v_.mT(), y).mT());
+    out_.amplification =
+        out_.values_delta.square().sum(1).sqrt() / seen.square().sum({1, 2}).sqrt();
+  }
+
+  const Circuit& still_;
+  const Cores &left_, &right_;
+  CircuitMetrics& out_;
+  std::int64_t heads_, f_ = 0, kept_ = 0, top_ = 0, delta_count_ = 0;
+  bool thin_ = false;
+  at::Tensor base_, whole_, dx_, dy_, delta_left_, delta_right_, u_, v_;
+  std::atomic<std::int64_t> first_bad_{std::numeric_limits<std::int64_t>::max()};
+};
+
+/// Cosines between the span of a piece and the base's span: one row a matrix of the piece.
+at::Tensor cosines_of(const at::Tensor& span, const Cores& cores) {
+  const at::Tensor spans = span.contiguous();
+  const std::int64_t count = spans.size(0), f = spans.size(1), p = spans.size(2);
+  const bool scattered = cores.inside == Cores::kScattered;
+  const std::int64_t rows = scattered ? f : cores.inside;
+  const std::int64_t each = cores.base.size(0) / count;
+  const at::Tensor out = at::zeros({count, std::min(rows, p)}, at::kDouble);
+  struct Own {
+    SmallSvd svd;
+    Doubles basis;
+  };
+  over_heads<Own>(count, [&](std::int64_t i, Own& own) {
+    Doubles& basis = sized(own.basis, f * p);
+    decomposed(own.svd, Matrix(spans, i));
+    own.svd.left(p, basis.data());
+    if (scattered) {
+      const double* mask = cores.base.const_data_ptr<double>() + i * each * f;
+      for (std::int64_t j = 0; j < f * p; ++j) basis[static_cast<std::size_t>(j)] *= mask[j / p];
+    }
+    own.svd.decompose(basis.data(), rows, p, p);
+    put(out, i, own.svd.values());
+  });
+  return out.clamp_max(1);
+}
+
+}  // namespace
+
+Cores Cores::heads(std::int64_t begin, std::int64_t count) const {
+  Cores out;
+  for (const at::Tensor& piece : pieces) out.pieces.push_back(piece.narrow(0, begin, count));
+  out.base = base.narrow(0, begin, count);
+  out.inside = inside;
+  return out;
+}
+
+at::Tensor Cores::within(const at::Tensor& x) const {
+  return inside == kScattered ? x * base.unsqueeze(2) : x.narrow(1, 0, inside);
+}
+
+at::Tensor Cores::outside(const at::Tensor& x) const {
+  return inside == kScattered ? x * (1 - base).unsqueeze(2)
+                              : x.narrow(1, inside, x.size(1) - inside);
+}
+
+at::Tensor Cores::delta() const {
+  at::Tensor sum = at::zeros_like(pieces[0]);
+  for (std::size_t p = 1; p < pieces.size(); ++p) sum = sum + pieces[p];
+  return sum;
+}
+
+void find_spectra(const Circuit& still, const Cores& left, const Cores& right,
+                  CircuitMetrics& out) {
+  Spectra(still, left, right, out).run();
+}
+
+void find_angles(const Circuit& still, const Cores& left, const Cores& right, CircuitMetrics& out) {
+  for (const bool read : {true, false}) {
+    const Side& side = read ? still.left : still.right;
+    for (const Piece& piece : side.pieces) {
+      if (std::popcount(piece.set) != 1 || !piece.coords.defined() ||
+          piece.span.size(2) >= std::min(side.width, side.rows)) {
+        continue;
+      }
+      Angles angles;
+      angles.change = term_name(still, piece.set);
+      angles.read = read;
+      // A scattered base has a mask of its own for each head.
+      const Cores& cores = read ? left : right;
+      const at::Tensor span =
+          cores.inside == Cores::kScattered ? for_heads(piece.span, still.heads) : piece.span;
+      angles.cosines = for_heads(cosines_of(span, cores), still.heads);
+      angles.kernel = angles.cosines.square().sum(1);
+      out.angles.push_back(std::move(angles));
+    }
+  }
+}
+
+at::Tensor eigenvalue_ratio(const at::Tensor& given) {
+  const at::Tensor matrices = given.contiguous();
+  const std::int64_t n = matrices.size(1);
+  const at::Tensor out = at::empty({matrices.size(0)}, at::kDouble);
+  over_heads<kernels::SmallEigenvalues>(
+      matrices.size(0), [&](std::int64_t i, kernels::SmallEigenvalues& own) {
+        const double* a = matrices.const_data_ptr<double>() + i * n * n;
+        own.find(a, n, n);
+        double trace = 0, sizes = 0;
+        for (std::int64_t j = 0; j < n; ++j) {
+          const auto place = static_cast<std::size_t>(j);
+          trace += a[j * n + j];
+          sizes += std::hypot(own.real()[place], own.imaginary()[place]);
+        }
+        out.data_ptr<double>()[i] = trace / sizes;
+      });
+  return out;
+}
+
+}  // namespace subspace
