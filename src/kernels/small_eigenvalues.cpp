@@ -14,7 +14,10 @@ namespace {
 
 /// Sweeps for one eigenvalue or pair; every tenth has a shift of its own.
 constexpr int kMostOfOne = 300;
-constexpr double kUlp = std::numeric_limits<double>::epsilon() / 2;
+/// From so many on, what is small beside the matrix is dropped: among equal eigenvalues each
+/// sweep's rounding is as large as the entries that are to vanish beside their neighbours.
+constexpr int kStrictTries = 20;
+constexpr double kUlp = std::numeric_limits<double>::epsilon();
 
 EigenSteps eigen_steps(Isa isa) {
 #if defined(__x86_64__)
@@ -42,7 +45,7 @@ bool SmallEigenvalues::find(const double* a, std::int64_t n, std::int64_t stride
       largest = std::max(largest, x);
     }
   }
-  if (largest == 0) return true;
+  if (finite && largest == 0) return true;
   const double nan = std::numeric_limits<double>::quiet_NaN();
   int exponent = 0;
   if (finite) {
@@ -65,9 +68,10 @@ bool SmallEigenvalues::find(const double* a, std::int64_t n, std::int64_t stride
   return finite;
 }
 
-bool SmallEigenvalues::negligible(std::int64_t k, double norm) const {
+bool SmallEigenvalues::negligible(std::int64_t k, double norm, int tries) const {
   const double below = std::abs(h(k, k - 1));
   if (below <= std::numeric_limits<double>::min() / kUlp) return true;
+  if (tries > kStrictTries) return below <= kUlp * norm;
   double size = std::abs(h(k, k)) + std::abs(h(k - 1, k - 1));
   if (size == 0) size = norm;
   if (!(below <= kUlp * size)) return false;
@@ -104,7 +108,7 @@ bool SmallEigenvalues::iterate(double norm) {
   int tries = 0;
   while (high >= 0) {
     std::int64_t low = high;
-    while (low > 0 && !negligible(low, norm)) --low;
+    while (low > 0 && !negligible(low, norm, tries)) --low;
     if (low > 0) h(low, low - 1) = 0;
     if (low + 1 >= high) {
       if (low == high) {

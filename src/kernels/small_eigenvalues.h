@@ -31,7 +31,7 @@ class SmallEigenvalues {
 
  private:
   bool iterate(double norm);
-  bool negligible(std::int64_t k, double norm) const;
+  bool negligible(std::int64_t k, double norm, int tries) const;
   void last_two(std::int64_t high);
   double& h(std::int64_t i, std::int64_t j) {
     return work_[static_cast<std::size_t>(i * width_ + j)];

@@ -31,7 +31,13 @@ struct Turn {
   double c = 1, s = 0, r = 0;
   Turn(double f, double g) : r(f) {
     if (g == 0) return;
-    r = std::sqrt(f * f + g * g);
+    const double square = f * f + g * g;
+    // Below, the squares have lost digits.
+    r = square > 1e-290 ? std::sqrt(square) : std::hypot(f, g);
+    if (r < std::numeric_limits<double>::min()) {
+      r = 0;
+      return;
+    }
     const double inverse = 1 / r;
     c = f * inverse;
     s = g * inverse;
@@ -88,11 +94,14 @@ class BidiagonalQr {
  private:
   double& d(std::int64_t i) { return d_[static_cast<std::size_t>(i)]; }
   double& e(std::int64_t i) { return e_[static_cast<std::size_t>(i)]; }
-  bool small(double x) const { return std::abs(x) <= kEps / 2 * largest_; }
+  bool small(double x) const { return std::abs(x) <= kEps * largest_; }
 
   void sweep(std::int64_t low, std::int64_t high) {
-    // From the larger end to the smaller, where values then come to rest.
-    const bool down = std::abs(d(low)) >= std::abs(d(high));
+    // From the larger end to the smaller, where values then come to rest; for as long as it is the
+    // same block that shrinks, so that no two directions undo each other's work.
+    if (low > last_high_ || high < last_low_) down_ = std::abs(d(low)) >= std::abs(d(high));
+    last_low_ = low, last_high_ = high;
+    const bool down = down_;
     double largest = 0, least = std::abs(d(low));
     for (std::int64_t i = low; i <= high; ++i) {
       largest = std::max(largest, std::abs(d(i)));
@@ -202,6 +211,8 @@ class BidiagonalQr {
   std::vector<double>&d_, &e_;
   Turns &left_, &right_;
   double largest_ = 0;
+  bool down_ = true;
+  std::int64_t last_low_ = std::numeric_limits<std::int64_t>::max(), last_high_ = -1;
 };
 
 std::size_t size(std::int64_t n) { return static_cast<std::size_t>(n); }

@@ -69,8 +69,14 @@ inline void bidiagonalise(const Bidiagonalisation& p) {
   }
   for (std::int64_t k = 0; k < p.n; ++k) {
     double* v = p.left + k * p.rows;
-    for (std::int64_t i = 0; i < p.rows; ++i) v[i] = i < k ? 0 : p.a[i * p.width + k];
-    const Reflection left(v[k], p.sums[k]);
+    // Not p.sums[k]: where rounding is all that is left of a column, a length summed in another
+    // order would make a reflection that is none.
+    double length = 0;
+    for (std::int64_t i = 0; i < p.rows; ++i) {
+      v[i] = i < k ? 0 : p.a[i * p.width + k];
+      length += v[i] * v[i];
+    }
+    const Reflection left(v[k], length);
     v[k] -= left.beta;
     p.d[k] = left.beta;
     p.left_tau[k] = left.tau;

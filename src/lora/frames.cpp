@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "base/error.h"
+#include "spectrum/product.h"
 
 namespace subspace {
 namespace {
@@ -62,7 +63,7 @@ at::Tensor side_by_side(const std::vector<at::Tensor>& spans, std::int64_t head,
 /// Undefined where that would cost digits.
 at::Tensor triangle_of_gram(const at::Tensor& x) {
   if (x.size(0) < x.size(1)) return {};
-  const at::Tensor gram = at::mm(x.t(), x);
+  const at::Tensor gram = product(x.t(), x);
   const auto [r, failed] = at::linalg_cholesky_ex(gram, /*upper=*/true);
   if (failed.item<int>() != 0) return {};
   const at::Tensor sines = r.diagonal() / gram.diagonal().sqrt();
@@ -238,8 +239,7 @@ std::vector<std::vector<at::Tensor>> products_between(const Spans& right, const 
       };
       renew(x, left, lefts);
       renew(y, right, rights);
-      at::Tensor target = all[i];
-      at::mm_out(target, y.t(), x);
+      all[i].copy_(product(y.t(), x));
     }
   });
   std::int64_t row = 0;

@@ -261,7 +261,8 @@ class Spectra {
   std::atomic<std::int64_t> first_bad_{std::numeric_limits<std::int64_t>::max()};
 };
 
-/// Cosines between the span of a piece and the base's span: one row a matrix of the piece.
+/// Cosines between the span of a piece and the base's span: one row a matrix of the piece; NaN for
+/// one with a NaN.
 at::Tensor cosines_of(const at::Tensor& span, const Cores& cores) {
   const at::Tensor spans = span.contiguous();
   const std::int64_t count = spans.size(0), f = spans.size(1), p = spans.size(2);
@@ -275,7 +276,11 @@ at::Tensor cosines_of(const at::Tensor& span, const Cores& cores) {
   };
   over_heads<Own>(count, [&](std::int64_t i, Own& own) {
     Doubles& basis = sized(own.basis, f * p);
-    decomposed(own.svd, Matrix(spans, i));
+    double* row = out.data_ptr<double>() + i * out.size(1);
+    if (!decomposed(own.svd, Matrix(spans, i))) {
+      std::fill_n(row, out.size(1), std::nan(""));
+      return;
+    }
     own.svd.left(p, basis.data());
     if (scattered) {
       const double* mask = cores.base.const_data_ptr<double>() + i * each * f;

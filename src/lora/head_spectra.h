@@ -37,7 +37,8 @@ void find_spectra(const Circuit& still, const Cores& left, const Cores& right, C
 /// Principal angles of what heads share of each change, one task a matrix.
 void find_angles(const Circuit& still, const Cores& left, const Cores& right, CircuitMetrics& out);
 
-/// sum Re lambda / sum |lambda| of each matrix, [H, k, k] on the CPU -> [H]; one task a matrix.
+/// sum Re lambda / sum |lambda| of each matrix, [H, k, k] on the CPU -> [H], NaN where one has a
+/// NaN; one task a matrix.
 at::Tensor eigenvalue_ratio(const at::Tensor& matrices);
 
 }  // namespace subspace

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "spectrum/product.h"
 
 namespace subspace {
 namespace {
@@ -138,10 +139,10 @@ at::Tensor for_heads(const at::Tensor& x, std::int64_t heads) {
 at::Tensor heads_product(const at::Tensor& x, const at::Tensor& y) {
   const std::int64_t c = x.size(0), e = y.size(0);
   const std::int64_t m = x.size(1), p = x.size(2), n = y.size(2);
-  if (c == e) return at::bmm(x, y);
-  if (c > e) return at::bmm(x.reshape({e, c / e * m, p}), y).view({c, m, n});
+  if (c == e) return product(x, y);
+  if (c > e) return product(x.reshape({e, c / e * m, p}), y).view({c, m, n});
   const at::Tensor wide = y.reshape({c, e / c, p, n}).transpose(1, 2).reshape({c, p, e / c * n});
-  return at::bmm(x, wide).view({c, m, e / c, n}).transpose(1, 2).reshape({e, m, n});
+  return product(x, wide).view({c, m, e / c, n}).transpose(1, 2).reshape({e, m, n});
 }
 
 }  // namespace subspace
