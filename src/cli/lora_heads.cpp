@@ -62,9 +62,11 @@ HeadsOptions options_of(const HeadsArguments& arguments, const GlobalOptions& gl
   return options;
 }
 
-HeadsSource heads_source(const AdaptedModel& model, int threads) {
+HeadsSource heads_source(const AdaptedModel& model, int threads, const at::Device& device) {
   HeadsSource source;
-  source.load = [&model, threads](std::int64_t layer) { return model.load(layer, threads); };
+  source.load = [&model, threads, device](std::int64_t layer) {
+    return model.load(layer, threads, device);
+  };
   source.change = [&model, threads](std::int64_t layer) { return model.change(layer, threads); };
   source.model_type = model.family().shape().model_type;
   source.model = lora_facts(model);
@@ -133,9 +135,9 @@ std::vector<std::string> layer_lines(const Json& entries) {
   return lines;
 }
 
-void show_layer(const LayerResult& result) {
+void show_layer(const LayerResult& result, const Json& entries) {
   std::string row = fmt::format("layer {:<4}", result.layer);
-  for (const std::string& line : layer_lines(heads_json(result))) row += "  " + line;
+  for (const std::string& line : layer_lines(entries)) row += "  " + line;
   // Progress redraws its line in place on a terminal; the row takes its place.
   message((isatty(STDERR_FILENO) ? "\r\033[K" : "") + row);
 }
@@ -210,7 +212,7 @@ void heads(const HeadsArguments& arguments, const GlobalOptions& globals) {
   }
   HeadsOptions options = options_of(arguments, globals, model);
   options.on_layer = show_layer;
-  const Json result = run_lora_heads(heads_source(model, threads), options);
+  const Json result = run_lora_heads(heads_source(model, threads, options.device), options);
   if (globals.json) {
     std::printf("%s\n", result.dump().c_str());
     return;
@@ -227,7 +229,7 @@ void rope(const HeadsArguments& arguments, const GlobalOptions& globals) {
   const AdaptedModel model = open_adapted(arguments.input, /*need_weights=*/true);
   HeadsOptions options = options_of(arguments, globals, model);
   options.curve = options.window;
-  const Json result = run_lora_rope(heads_source(model, threads), options);
+  const Json result = run_lora_rope(heads_source(model, threads, options.device), options);
   if (globals.json) {
     std::printf("%s\n", result.dump().c_str());
     return;

@@ -181,8 +181,8 @@ std::vector<std::string> AdaptedModel::notes() const {
   return all;
 }
 
-AttentionLayer AdaptedModel::load(std::int64_t layer, int threads) const {
-  return family_->load(layer, threads);
+AttentionLayer AdaptedModel::load(std::int64_t layer, int threads, const at::Device& device) const {
+  return family_->load(layer, threads, /*allow_nonfinite=*/false, device);
 }
 
 namespace {

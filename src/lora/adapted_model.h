@@ -34,7 +34,7 @@ class AdaptedModel {
   bool has_weights() const { return checkpoint_->has_weights(); }
 
   /// The base's layer. Throws NotFound without the base's weights, else as Family::load.
-  AttentionLayer load(std::int64_t layer, int threads) const;
+  AttentionLayer load(std::int64_t layer, int threads, const at::Device& device = at::kCPU) const;
   /// What the adapter does to that layer; nothing defined if it leaves the layer alone. O(size of
   /// A, B and of what is saved whole); with DoRA O(size of the adapted matrices).
   LayerChange change(std::int64_t layer, int threads) const;

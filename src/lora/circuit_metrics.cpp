@@ -18,9 +18,9 @@ constexpr std::int64_t kHeadsAtOnce = 2;
 Cores cores_of(const Side& side, const at::Tensor& base, std::int64_t heads) {
   Cores cores;
   for (const Piece& piece : side.pieces) {
-    cores.pieces.push_back(for_heads(formed(piece), heads).to(at::kCPU));
+    cores.pieces.push_back(for_heads(formed(piece), heads));
   }
-  cores.base = for_heads(base, heads).to(at::kCPU);
+  cores.base = for_heads(base, heads);
   const std::int64_t first = std::min(side.width, side.rows);
   const bool leading = cores.base.narrow(1, 0, first).all().item<bool>() &&
                        !cores.base.narrow(1, first, side.rows - first).any().item<bool>();
@@ -190,14 +190,14 @@ class HeadChunk {
   CircuitMetrics out_;
 };
 
-Circuit expanded_on_cpu(const Circuit& circuit) {
+Circuit expanded(const Circuit& circuit) {
   Circuit out = circuit;
   for (Side* side : {&out.left, &out.right}) {
     side->count = circuit.heads;
     for (Piece& piece : side->pieces) {
-      piece.span = for_heads(piece.span.to(at::kCPU), circuit.heads);
+      piece.span = for_heads(piece.span, circuit.heads);
       if (piece.coords.defined()) {
-        piece.coords = for_heads(piece.coords.to(at::kCPU), circuit.heads);
+        piece.coords = for_heads(piece.coords, circuit.heads);
       }
     }
   }
@@ -227,17 +227,24 @@ void set_null(Angles& angles, std::int64_t rank, std::int64_t base, std::int64_t
 
 }  // namespace
 
-Frames framed_circuit(const Circuit& circuit, const MetricOptions& options) {
-  const bool reads_both = circuit.kind != Circuit::Kind::vo;
-  return frames_of(circuit, options.weight, reads_both ? options.weight : at::Tensor{});
+CircuitProducts metric_products(const Circuit& circuit, const MetricOptions& options) {
+  ProductOptions how;
+  how.left_weight = options.weight;
+  if (circuit.kind != Circuit::Kind::vo) how.right_weight = options.weight;
+  how.turned = options.eigenvalues;
+  how.batched = options.batched;
+  return products_of(circuit, how);
 }
 
 CircuitMetrics circuit_metrics(const Circuit& circuit, const MetricOptions& options) {
-  return circuit_metrics(circuit, framed_circuit(circuit, options), options);
+  std::vector<CircuitProducts> one = {metric_products(circuit, options)};
+  fetch(one);
+  return circuit_metrics(one[0], frames_of(one[0]), options);
 }
 
-CircuitMetrics circuit_metrics(const Circuit& circuit, const Frames& frames,
+CircuitMetrics circuit_metrics(const CircuitProducts& products, const Frames& frames,
                                const MetricOptions& options) {
+  const Circuit& circuit = products.circuit;
   const bool rotary = circuit.rotary.layout != Rotary::Layout::none;
   const std::int64_t heads = circuit.heads, k = circuit.left.width;
   const std::vector<Term> terms = terms_of(circuit);
@@ -245,7 +252,7 @@ CircuitMetrics circuit_metrics(const Circuit& circuit, const Frames& frames,
                        at::kCPU);
   const Offsets curve(circuit.rotary, k, rotary ? options.curve : std::vector<std::int64_t>{},
                       at::kCPU);
-  const Circuit cores = expanded_on_cpu(frames.circuit);
+  const Circuit cores = expanded(frames.circuit);
   // Spectra are those at offset 0; YaRN's factor is in them.
   const Circuit still = at_offset(cores, 0);
   const Cores left = cores_of(cores.left, frames.left_base, heads);
@@ -284,7 +291,7 @@ CircuitMetrics circuit_metrics(const Circuit& circuit, const Frames& frames,
   out.rank_bound =
       std::min({delta_factors(still).width(), 2 * k, circuit.left.rows, circuit.right.rows});
   if (options.eigenvalues && circuit.left.rows == circuit.right.rows) {
-    const Turned matrices = turned(circuit);
+    const Turned matrices = turned(products);
     const at::Tensor base = eigenvalue_ratio(matrices.base);
     const bool same = at::equal(matrices.base, matrices.adapted);
     out.eigen = at::stack({base, same ? base : eigenvalue_ratio(matrices.adapted)}, 1);

@@ -19,6 +19,7 @@ struct MetricOptions {
   bool spectra = true;      ///< singular values, intruders, angles, amplification
   bool eigenvalues = true;  ///< copying and matching
   bool frequencies = false;
+  bool batched = false;  ///< see ProductOptions
   /// Factors C, C^T C = S, of the second moment of what the circuit reads; undefined: none.
   at::Tensor weight;
 };
@@ -71,10 +72,10 @@ struct CircuitMetrics {
 /// three SVDs of f x f or less, two eigenvalue problems k x k.
 /// Throws what frames_of throws.
 CircuitMetrics circuit_metrics(const Circuit& circuit, const MetricOptions& options);
-/// The same with frames that are needed for more than this.
-CircuitMetrics circuit_metrics(const Circuit& circuit, const Frames& frames,
+/// The same in two steps: what takes sums over the model's width, and, once that is fetched, the
+/// rest, from frames that are needed for more than this.
+CircuitProducts metric_products(const Circuit& circuit, const MetricOptions& options);
+CircuitMetrics circuit_metrics(const CircuitProducts& products, const Frames& frames,
                                const MetricOptions& options);
-/// The frames of a circuit, sides that read weighted as the options say.
-Frames framed_circuit(const Circuit& circuit, const MetricOptions& options);
 
 }  // namespace subspace

@@ -4,87 +4,43 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <bit>
 #include <limits>
 
 #include "base/error.h"
+#include "lora/spans.h"
 #include "spectrum/product.h"
 
 namespace subspace {
 namespace {
-
-/// The spans of a side, each once, and which of them every piece has.
-struct Spans {
-  std::vector<at::Tensor> tensors;
-  std::vector<std::size_t> of_piece;
-};
-
-Spans spans_of(const Side& side) {
-  Spans spans;
-  for (const Piece& piece : side.pieces) {
-    std::size_t place = 0;
-    while (place < spans.tensors.size() && !spans.tensors[place].is_same(piece.span)) ++place;
-    if (place == spans.tensors.size()) spans.tensors.push_back(piece.span);
-    spans.of_piece.push_back(place);
-  }
-  return spans;
-}
-
-std::int64_t total_width(const std::vector<at::Tensor>& spans) {
-  std::int64_t width = 0;
-  for (const at::Tensor& span : spans) width += span.size(2);
-  return width;
-}
-
-std::int64_t matrices_of(const Spans& spans) {
-  std::int64_t count = 1;
-  for (const at::Tensor& span : spans.tensors) count = std::max(count, span.size(0));
-  return count;
-}
 
 /// The most that a head's matrices side by side may lie within each other's span, as the sine of a
 /// column's angle to those before it, for their Gram matrix to be as good as Householder's
 /// reflections: what it loses is about eps over the square of this, 2e-12 of a column's square.
 constexpr double kLeastSine = 1e-2;
 
-/// The spans of one of `count` heads side by side, [d, P], copied along the memory of the first.
-at::Tensor side_by_side(const std::vector<at::Tensor>& spans, std::int64_t head,
-                        std::int64_t count) {
-  const bool columns = spans[0].stride(1) == 1;
-  std::vector<at::Tensor> parts;
-  for (const at::Tensor& span : spans) {
-    const at::Tensor one = span[head / (count / span.size(0))];
-    parts.push_back(columns ? one.t() : one);
-  }
-  const at::Tensor all = parts.size() == 1 ? parts[0] : at::cat(parts, columns ? 0 : 1);
-  return columns ? all.t() : all;
-}
-
-/// R of X = Q R as the Cholesky factor of X^T X: one product and no pass over X for each column.
-/// Undefined where that would cost digits.
-at::Tensor triangle_of_gram(const at::Tensor& x) {
-  if (x.size(0) < x.size(1)) return {};
-  const at::Tensor gram = product(x.t(), x);
+/// R of X = Q R as the Cholesky factor of X^T X: no pass over X for each column. Undefined where
+/// that would cost digits.
+at::Tensor triangle_of_gram(const at::Tensor& gram) {
   const auto [r, failed] = at::linalg_cholesky_ex(gram, /*upper=*/true);
   if (failed.item<int>() != 0) return {};
   const at::Tensor sines = r.diagonal() / gram.diagonal().sqrt();
   return sines.min().item<double>() > kLeastSine ? r : at::Tensor{};
 }
 
-/// R of the spans side by side, one for each of `count` matrices: [count, <= P, P].
-at::Tensor triangle(const std::vector<at::Tensor>& spans, std::int64_t count) {
-  if (!spans[0].is_cpu()) {
-    std::vector<at::Tensor> expanded;
-    for (const at::Tensor& span : spans) expanded.push_back(for_heads(span, count));
-    return triangular(at::cat(expanded, 2));
-  }
-  const std::int64_t width = total_width(spans), rows = std::min(spans[0].size(1), width);
-  at::Tensor out = at::empty({count, rows, width}, spans[0].options());
+/// R of the spans side by side, one for each of `count` matrices: [count, <= P, P] on the CPU, from
+/// their Gram matrices if those are known already.
+at::Tensor triangle(const Spans& spans, std::int64_t count, const at::Tensor& grams) {
+  const std::int64_t d = spans.tensors[0].size(1), width = spans.width();
+  at::Tensor out = at::empty({count, std::min(d, width), width}, at::kDouble);
   // Put together a matrix at a time: what a thread factors is still in its cache, and a layer's
   // matrices are not in memory twice.
   at::parallel_for(0, count, 1, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
-      const at::Tensor x = side_by_side(spans, i, count);
-      const at::Tensor fast = triangle_of_gram(x);
+      at::Tensor x, fast;
+      if (!grams.defined()) x = side_by_side(spans, i, count);
+      if (d >= width) fast = triangle_of_gram(grams.defined() ? grams[i] : product(x.t(), x));
+      if (!fast.defined() && !x.defined()) x = side_by_side(spans, i, count).cpu();
       out[i].copy_(fast.defined() ? fast : std::get<1>(at::linalg_qr(x, "r")));
     }
   });
@@ -109,11 +65,14 @@ Side in_coordinates(const Side& side, const Spans& spans, const at::Tensor& tria
 
 /// Behind a latent the heads' matrices are products with a matrix that they share: in coordinates
 /// of everything shared, a latent's width or a little more, they can be formed.
-Side without_latent(const Side& side) {
+Side without_latent(const Side& side, bool batched) {
   if (!side.pieces.front().coords.defined()) return side;
   const Spans spans = spans_of(side);
-  const std::int64_t count = matrices_of(spans);
-  Side out = in_coordinates(side, spans, triangle(spans.tensors, count));
+  const std::int64_t count = spans.matrices();
+  at::Tensor grams;
+  if (batched) grams = batched_gram(spans, count).cpu();
+  Side out =
+      in_coordinates(side, spans, triangle(spans, count, grams).to(spans.tensors[0].device()));
   for (Piece& piece : out.pieces) {
     const bool thin = piece.coords.defined() && piece.coords.size(1) < side.width;
     if (thin && &piece != &out.pieces.front()) continue;
@@ -140,10 +99,16 @@ Side weighted(const Side& side, const at::Tensor& weight) {
   return out;
 }
 
-Side framed(const Side& side, const at::Tensor& weight) {
-  const Side direct = without_latent(weighted(side, weight));
-  const Spans spans = spans_of(direct);
-  return in_coordinates(direct, spans, triangle(spans.tensors, direct.count));
+SideProducts side_products(const Side& side, const at::Tensor& weight, bool batched) {
+  SideProducts out;
+  out.side = without_latent(weighted(side, weight), batched);
+  if (batched) out.grams = batched_gram(spans_of(out.side), out.side.count);
+  return out;
+}
+
+Side framed(const SideProducts& products) {
+  const Spans spans = spans_of(products.side);
+  return in_coordinates(products.side, spans, triangle(spans, products.side.count, products.grams));
 }
 
 /// The first coordinates, as many as the base has columns.
@@ -177,14 +142,83 @@ bool full_rank(const Side& side) {
          (diagonal.amin(1) > 1e-10 * diagonal.amax(1)).all().item<bool>();
 }
 
+/// Of a circuit with nothing between its sides.
+Turned turned_sides(const Circuit& circuit, bool batched) {
+  const Spans left = spans_of(circuit.left), right = spans_of(circuit.right);
+  const at::Tensor between = products_between(right, left, batched);
+  Turned out;
+  for (std::size_t a = 0; a < circuit.left.pieces.size(); ++a) {
+    for (std::size_t b = 0; b < circuit.right.pieces.size(); ++b) {
+      const Piece &x = circuit.left.pieces[a], &y = circuit.right.pieces[b];
+      at::Tensor part = part_between(between, right, right.of_piece[b], left, left.of_piece[a]);
+      if (x.coords.defined()) part = heads_product(part, x.coords);
+      if (y.coords.defined()) part = heads_product(y.coords.mT(), part);
+      part = for_heads(part, circuit.heads);
+      if (a == 0 && b == 0) {
+        out.base = out.adapted = part;
+      } else {
+        out.adapted = out.adapted + part;
+      }
+    }
+  }
+  return out;
+}
+
 }  // namespace
+
+CircuitProducts products_of(const Circuit& circuit, const ProductOptions& options) {
+  const bool batched = options.batched || !circuit.left.pieces.front().span.is_cpu();
+  CircuitProducts out;
+  out.circuit = circuit;
+  out.left = side_products(circuit.left, options.left_weight, batched);
+  out.right = side_products(circuit.right, options.right_weight, batched);
+  out.still = at_offset(circuit, 0);
+  if (batched && options.turned && circuit.left.rows == circuit.right.rows) {
+    out.turned = turned_sides(out.still, /*batched=*/true);
+  }
+  return out;
+}
+
+void fetch(std::vector<CircuitProducts>& products) {
+  std::vector<at::Tensor*> wanted;
+  for (CircuitProducts& one : products) {
+    for (at::Tensor* tensor :
+         {&one.left.grams, &one.right.grams, &one.turned.base, &one.turned.adapted}) {
+      wanted.push_back(tensor);
+    }
+    for (Side* side : {&one.left.side, &one.right.side}) {
+      for (Piece& piece : side->pieces) wanted.push_back(&piece.coords);
+    }
+    for (Side* side : {&one.still.left, &one.still.right}) {
+      for (Piece& piece : side->pieces) {
+        if (!shared_by_heads(piece, side->width)) continue;
+        wanted.push_back(&piece.span);
+        wanted.push_back(&piece.coords);
+      }
+    }
+  }
+  fetch(wanted);
+}
+
+bool shared_by_heads(const Piece& piece, std::int64_t width) {
+  return std::popcount(piece.set) == 1 && piece.coords.defined() && piece.span.size(0) == 1 &&
+         piece.span.size(2) <= width;
+}
 
 Frames frames_of(const Circuit& circuit, const at::Tensor& left_weight,
                  const at::Tensor& right_weight) {
+  std::vector<CircuitProducts> one = {products_of(
+      circuit, {.left_weight = left_weight, .right_weight = right_weight, .turned = false})};
+  fetch(one);
+  return frames_of(one[0]);
+}
+
+Frames frames_of(const CircuitProducts& products) {
+  const Circuit& circuit = products.circuit;
   Frames out;
   out.circuit = circuit;
-  out.circuit.left = framed(circuit.left, left_weight);
-  out.circuit.right = framed(circuit.right, right_weight);
+  out.circuit.left = framed(products.left);
+  out.circuit.right = framed(products.right);
   Side &left = out.circuit.left, &right = out.circuit.right;
   if (full_rank(left) && full_rank(right)) {
     out.left_base = first_coordinates(left);
@@ -209,78 +243,14 @@ Frames frames_of(const Circuit& circuit, const at::Tensor& left_weight,
   return out;
 }
 
-namespace {
-
-/// Y^T X between every span of the right and every one of the left, by [right][left]. On the CPU a
-/// head's spans go through one product: thin ones alone would cost as much as all together.
-std::vector<std::vector<at::Tensor>> products_between(const Spans& right, const Spans& left) {
-  std::vector<std::vector<at::Tensor>> out(right.tensors.size());
-  if (!left.tensors[0].is_cpu()) {
-    for (std::size_t b = 0; b < out.size(); ++b) {
-      for (const at::Tensor& span : left.tensors) {
-        out[b].push_back(heads_product(right.tensors[b].mT(), span));
-      }
-    }
-    return out;
-  }
-  const std::int64_t rights = matrices_of(right), lefts = matrices_of(left);
-  const std::int64_t count = std::max(rights, lefts);
-  at::Tensor all = at::empty({count, total_width(right.tensors), total_width(left.tensors)},
-                             left.tensors[0].options());
-  at::parallel_for(0, count, 1, [&](std::int64_t begin, std::int64_t end) {
-    at::Tensor x, y;
-    for (std::int64_t i = begin; i < end; ++i) {
-      // Heads of a group read the same matrix.
-      const auto renew = [&](at::Tensor& kept, const Spans& spans, std::int64_t matrices) {
-        const std::int64_t each = count / matrices;
-        if (!kept.defined() || i % each == 0) {
-          kept = side_by_side(spans.tensors, i / each, matrices);
-        }
-      };
-      renew(x, left, lefts);
-      renew(y, right, rights);
-      all[i].copy_(product(y.t(), x));
-    }
-  });
-  std::int64_t row = 0;
-  for (std::size_t b = 0; b < out.size(); ++b) {
-    const at::Tensor rows = all.narrow(1, row, right.tensors[b].size(2));
-    row += rows.size(1);
-    std::int64_t column = 0;
-    for (const at::Tensor& span : left.tensors) {
-      out[b].push_back(rows.narrow(2, column, span.size(2)));
-      column += span.size(2);
-    }
-  }
-  return out;
-}
-
-}  // namespace
-
-Turned turned(const Circuit& circuit) {
+Turned turned(const CircuitProducts& products) {
+  const Circuit& circuit = products.still;
   if (circuit.left.rows != circuit.right.rows) {
     fail(ErrorCode::InvalidShape, "layer {}: {} goes between spaces of {} and {}: no eigenvalues",
          circuit.layer, circuit.name(), circuit.left.rows, circuit.right.rows);
   }
-  const Circuit direct = at_offset(circuit, 0);
-  const Spans left = spans_of(direct.left), right = spans_of(direct.right);
-  const auto between = products_between(right, left);
-  Turned out;
-  for (std::size_t a = 0; a < direct.left.pieces.size(); ++a) {
-    for (std::size_t b = 0; b < direct.right.pieces.size(); ++b) {
-      const Piece &x = direct.left.pieces[a], &y = direct.right.pieces[b];
-      at::Tensor part = between[right.of_piece[b]][left.of_piece[a]];
-      if (x.coords.defined()) part = heads_product(part, x.coords);
-      if (y.coords.defined()) part = heads_product(y.coords.mT(), part);
-      part = for_heads(part, circuit.heads);
-      if (a == 0 && b == 0) {
-        out.base = out.adapted = part;
-      } else {
-        out.adapted = out.adapted + part;
-      }
-    }
-  }
-  return out;
+  return products.turned.base.defined() ? products.turned
+                                        : turned_sides(circuit, /*batched=*/false);
 }
 
 }  // namespace subspace

@@ -1,11 +1,14 @@
 #include "lora/heads_run.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <torch/headeronly/version.h>
 
 #include <array>
 #include <chrono>
+#include <deque>
 #include <future>
+#include <map>
 
 #include "base/atomic_file.h"
 #include "base/error.h"
@@ -13,6 +16,7 @@
 #include "base/progress.h"
 #include "base/version.h"
 #include "lora/frames.h"
+#include "spectrum/device_stream.h"
 
 namespace subspace {
 namespace {
@@ -21,35 +25,6 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-struct Loaded {
-  AttentionLayer layer;
-  LayerChange change;
-};
-
-std::future<Loaded> start_loading(const HeadsSource& source, std::int64_t layer) {
-  return std::async(std::launch::async, [&source, layer] {
-    return Loaded{source.load(layer), source.change(layer)};
-  });
-}
-
-/// Calls work(loaded) for every layer in turn, with the next one on its way.
-template <typename Work>
-void for_each_layer(const HeadsSource& source, const HeadsOptions& options, Work work) {
-  Progress progress("layer", static_cast<std::int64_t>(options.layers.size()));
-  std::future<Loaded> next;
-  if (!options.layers.empty()) next = start_loading(source, options.layers.front());
-  for (std::size_t i = 0; i < options.layers.size(); ++i) {
-    check_interrupted("nothing is written before the last layer is done");
-    const auto begun = Clock::now();
-    const Loaded loaded = next.get();
-    if (i + 1 < options.layers.size()) next = start_loading(source, options.layers[i + 1]);
-    work(loaded);
-    progress.step(
-        fmt::format("layer {}: {}", options.layers[i], format_seconds(seconds_since(begun))));
-  }
-  check_interrupted("nothing is written before the last layer is done");
 }
 
 void to_device(const at::Device& device, const std::vector<at::Tensor*>& tensors) {
@@ -162,31 +137,179 @@ bool has_biases(const AttentionLayer& layer, const LayerChange& change) {
 
 }  // namespace
 
-LayerResult layer_heads(const AttentionLayer& given, const LayerChange& given_change,
-                        const std::string& model_type, const HeadsOptions& options) {
-  const at::Tensor weight = weight_of(given, options);
-  const bool gpu = !options.device.is_cpu();
-  const AttentionLayer layer = gpu ? moved(given, options.device) : given;
-  const LayerChange change = gpu ? moved(given_change, options.device) : given_change;
+namespace {
+
+/// A layer from reading to what is written of it, with the seconds that each stage took.
+struct Work {
+  AttentionLayer layer;
+  LayerChange change;
+  std::vector<CircuitProducts> products;
   LayerResult result;
+  Json shared, entries;
+  std::map<std::string, double> seconds;
+};
+
+/// Adds the time until its end to a stage.
+class Stage {
+ public:
+  Stage(Work& work, const char* name) : total_(work.seconds[name]), start_(Clock::now()) {}
+  ~Stage() { total_ += seconds_since(start_); }
+  Stage(const Stage&) = delete;
+  Stage& operator=(const Stage&) = delete;
+
+ private:
+  double& total_;
+  Clock::time_point start_;
+};
+
+/// Everything that takes sums over the model's width; the matrices are needed no more.
+void multiply(Work& work, const std::string& model_type, const HeadsOptions& options,
+              const MetricOptions& given) {
+  MetricOptions metrics = given;
+  const at::Tensor weight = weight_of(work.layer, options);
+  if (weight.defined()) metrics.weight = weight.to(options.device);
+  const AttentionLayer layer = moved(work.layer, options.device);
+  const LayerChange change = moved(work.change, options.device);
+  work.layer = {}, work.change = {};
+  LayerResult& result = work.result;
   result.layer = layer.index;
   result.offset_mode = range_text(options.window);
   result.curve = options.curve;
   result.approx = approximations(layer, change, model_type, options);
-  MetricOptions metrics = metric_options(options);
-  if (weight.defined()) metrics.weight = weight.to(options.device);
   CircuitOptions how;
   how.fold_norm = options.fold_norm;
-  for (const Circuit& circuit : circuits(layer, change, how)) {
-    const Frames frames = framed_circuit(circuit, metrics);
-    result.circuits.push_back(
-        {circuit_metrics(circuit, frames, metrics), shared_bases(circuit, frames)});
+  {
+    const Stage stage(work, "products");
+    for (const Circuit& circuit : circuits(layer, change, how)) {
+      work.products.push_back(metric_products(circuit, metrics));
+    }
+    if (has_biases(layer, change)) {
+      how.homogeneous = true;
+      result.bias = bias_metrics(circuits(layer, change, how));
+    }
+    synchronize(options.device);
   }
-  if (has_biases(layer, change)) {
-    how.homogeneous = true;
-    result.bias = bias_metrics(circuits(layer, change, how));
+  const Stage stage(work, "transfer");
+  fetch(work.products);
+}
+
+void find_results(Work& work, const MetricOptions& options) {
+  std::vector<Frames> frames;
+  {
+    const Stage stage(work, "frames");
+    for (const CircuitProducts& products : work.products) frames.push_back(frames_of(products));
   }
-  return result;
+  const Stage stage(work, "heads");
+  for (std::size_t c = 0; c < frames.size(); ++c) {
+    const CircuitProducts& products = work.products[c];
+    work.result.circuits.push_back(
+        {circuit_metrics(products, frames[c], options), shared_bases(products, frames[c])});
+  }
+  work.products.clear();
+}
+
+void describe(Work& work) {
+  const Stage stage(work, "json");
+  work.shared = shared_json(work.result);
+  work.entries = heads_json(work.result);
+}
+
+/// Layers one after another through reading, products and results: each stage works on a layer
+/// while the next ones work on those before it.
+class Pipeline {
+ public:
+  Pipeline(const HeadsSource& source, const HeadsOptions& options)
+      : source_(source),
+        options_(options),
+        metrics_(metric_options(options)),
+        threads_(at::get_num_threads()),
+        stream_(options.device) {
+    const auto layers = static_cast<int>(options.layers.size());
+    const int most = options.layers_at_once > 0 ? options.layers_at_once
+                     : options.device.is_cpu()  ? 1
+                                                : threads_;
+    at_once_ = std::max(1, std::min(most, layers));
+    early_ = !options.device.is_cpu();
+  }
+  ~Pipeline() {
+    running_.clear();
+    if (at_once_ > 1) at::set_num_threads(threads_);
+  }
+  Pipeline(const Pipeline&) = delete;
+  Pipeline& operator=(const Pipeline&) = delete;
+
+  /// Calls done(work) for every layer in turn.
+  template <typename Done>
+  void run(const Done& done) {
+    const std::vector<std::int64_t>& layers = options_.layers;
+    std::future<Work> next;
+    if (!layers.empty()) next = start_reading(layers.front());
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+      check_interrupted("nothing is written before the last layer is done");
+      Work work = next.get();
+      if (i + 1 < layers.size()) next = start_reading(layers[i + 1]);
+      running_.push_back(start_finding(std::move(work)));
+      while (running_.size() >= static_cast<std::size_t>(at_once_)) take(done);
+    }
+    while (!running_.empty()) take(done);
+    check_interrupted("nothing is written before the last layer is done");
+  }
+
+ private:
+  std::future<Work> start_reading(std::int64_t layer) {
+    return std::async(std::launch::async, [this, layer] {
+      const auto stream = stream_.use();
+      Work work;
+      {
+        const Stage stage(work, "read");
+        work.layer = source_.load(layer);
+        work.change = source_.change(layer);
+        synchronize(options_.device);
+      }
+      if (early_) multiply(work, source_.model_type, options_, metrics_);
+      return work;
+    });
+  }
+
+  std::future<Work> start_finding(Work work) {
+    const bool alone = at_once_ == 1;
+    return std::async(alone ? std::launch::deferred : std::launch::async,
+                      [this, alone, work = std::move(work)]() mutable {
+                        // Of the calling thread alone.
+                        if (!alone) at::set_num_threads(std::max(1, threads_ / at_once_));
+                        if (!early_) multiply(work, source_.model_type, options_, metrics_);
+                        find_results(work, metrics_);
+                        describe(work);
+                        return std::move(work);
+                      });
+  }
+
+  template <typename Done>
+  void take(const Done& done) {
+    Work work = running_.front().get();
+    running_.pop_front();
+    done(work);
+  }
+
+  const HeadsSource& source_;
+  const HeadsOptions& options_;
+  MetricOptions metrics_;
+  int threads_, at_once_ = 1;
+  bool early_ = false;
+  DeviceStream stream_;
+  std::deque<std::future<Work>> running_;
+};
+
+}  // namespace
+
+LayerResult layer_heads(const AttentionLayer& layer, const LayerChange& change,
+                        const std::string& model_type, const HeadsOptions& options) {
+  const MetricOptions metrics = metric_options(options);
+  Work work;
+  work.layer = layer, work.change = change;
+  multiply(work, model_type, options, metrics);
+  find_results(work, metrics);
+  return std::move(work.result);
 }
 
 Json run_lora_heads(const HeadsSource& source, const HeadsOptions& options) {
@@ -195,16 +318,24 @@ Json run_lora_heads(const HeadsSource& source, const HeadsOptions& options) {
   Json json = start_file("subspace-lora-heads", source, options);
   Json layers = Json::array(), heads = Json::array(), seconds = Json::array();
   std::vector<LayerResult> results;
-  for_each_layer(source, options, [&](const Loaded& loaded) {
-    const auto begun = Clock::now();
-    LayerResult result = layer_heads(loaded.layer, loaded.change, source.model_type, options);
-    layers.push_back(shared_json(result));
-    for (Json& entry : heads_json(result)) heads.push_back(std::move(entry));
-    seconds.push_back(seconds_since(begun));
-    if (options.on_layer) options.on_layer(result);
-    results.push_back(std::move(result));
+  std::map<std::string, double> stages;
+  Progress progress("layer", static_cast<std::int64_t>(options.layers.size()));
+  Pipeline(source, options).run([&](Work& work) {
+    double own = 0;
+    for (const auto& [stage, time] : work.seconds) {
+      stages[stage] += time;
+      own += time;
+    }
+    if (options.on_layer) options.on_layer(work.result, work.entries);
+    layers.push_back(std::move(work.shared));
+    for (Json& entry : work.entries) heads.push_back(std::move(entry));
+    seconds.push_back(own - work.seconds["read"]);
+    progress.step(fmt::format("layer {}: {}", work.result.layer, format_seconds(own)));
+    results.push_back(std::move(work.result));
   });
-  json["times"] = {{"total_seconds", seconds_since(start)}, {"layer_seconds", std::move(seconds)}};
+  json["times"] = {{"total_seconds", seconds_since(start)},
+                   {"layer_seconds", std::move(seconds)},
+                   {"stage_seconds", stages}};
   json["layers"] = std::move(layers);
   json["heads"] = std::move(heads);
   write_head_values(options.out / "heads.safetensors", results);
@@ -214,6 +345,35 @@ Json run_lora_heads(const HeadsSource& source, const HeadsOptions& options) {
 }
 
 namespace {
+
+struct Loaded {
+  AttentionLayer layer;
+  LayerChange change;
+};
+
+std::future<Loaded> start_loading(const HeadsSource& source, std::int64_t layer) {
+  return std::async(std::launch::async, [&source, layer] {
+    return Loaded{source.load(layer), source.change(layer)};
+  });
+}
+
+/// Calls work(loaded) for every layer in turn, with the next one on its way.
+template <typename Work>
+void for_each_layer(const HeadsSource& source, const HeadsOptions& options, Work work) {
+  Progress progress("layer", static_cast<std::int64_t>(options.layers.size()));
+  std::future<Loaded> next;
+  if (!options.layers.empty()) next = start_loading(source, options.layers.front());
+  for (std::size_t i = 0; i < options.layers.size(); ++i) {
+    check_interrupted("nothing is written before the last layer is done");
+    const auto begun = Clock::now();
+    const Loaded loaded = next.get();
+    if (i + 1 < options.layers.size()) next = start_loading(source, options.layers[i + 1]);
+    work(loaded);
+    progress.step(
+        fmt::format("layer {}: {}", options.layers[i], format_seconds(seconds_since(begun))));
+  }
+  check_interrupted("nothing is written before the last layer is done");
+}
 
 /// One head of rope.json.
 Json rope_entry(const CircuitMetrics& m, std::int64_t layer, std::int64_t head) {
@@ -270,11 +430,11 @@ Json run_lora_rope(const HeadsSource& source, const HeadsOptions& options) {
   for_each_layer(source, options, [&](const Loaded& loaded) {
     const AttentionLayer layer = moved(loaded.layer, options.device);
     const LayerChange change = moved(loaded.change, options.device);
-    const at::Tensor weight = weight_of(loaded.layer, options);
+    const at::Tensor weight = weight_of(layer, options);
     if (weight.defined()) metrics.weight = weight.to(options.device);
     for (const Circuit& circuit : circuits(layer, change, {.fold_norm = options.fold_norm})) {
       if (circuit.rotary.layout == Rotary::Layout::none) continue;
-      const CircuitMetrics m = circuit_metrics(circuit, framed_circuit(circuit, metrics), metrics);
+      const CircuitMetrics m = circuit_metrics(circuit, metrics);
       frequencies[std::to_string(layer.index)] = circuit.rotary.frequencies;
       for (std::int64_t head = 0; head < circuit.heads; ++head) {
         heads.push_back(rope_entry(m, layer.index, head));

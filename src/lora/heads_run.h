@@ -31,8 +31,12 @@ struct HeadsOptions {
   /// what the projections read; empty: all directions count alike.
   std::filesystem::path second_moment;
   at::Device device = at::kCPU;
-  /// Called with each finished layer.
-  std::function<void(const LayerResult&)> on_layer;
+  /// Called with each finished layer, in order, and its heads' entries.
+  std::function<void(const LayerResult&, const Json& entries)> on_layer;
+  /// Layers worked on at once, each by a part of the threads; 0: one on the CPU, and as many as
+  /// there are threads where a GPU forms what takes sums over the model's width, since what is left
+  /// then is a thousand small matrices.
+  int layers_at_once = 0;
 };
 
 /// Everything of one layer: what `lora heads` writes of it.
@@ -40,7 +44,8 @@ LayerResult layer_heads(const AttentionLayer& layer, const LayerChange& change,
                         const std::string& model_type, const HeadsOptions& options);
 
 /// `subspace lora heads`: heads.json, heads.csv and heads.safetensors in the folder, each whole or
-/// not at all, written when the last layer is done. The next layer is read while one is computed.
+/// not at all, written when the last layer is done. The next layer is read while one is computed;
+/// on a GPU it is also multiplied out, and fetched in one transfer, while others are computed.
 /// Returns heads.json's contents. Throws NotFound / InvalidShape / NotFinite as reading and
 /// circuit_metrics do, Interrupted between layers.
 Json run_lora_heads(const HeadsSource& source, const HeadsOptions& options);

@@ -1,30 +1,22 @@
 #include "lora/shared_basis.h"
 
 #include <ATen/ATen.h>
-
-#include <bit>
+#include <ATen/Parallel.h>
 
 namespace subspace {
 namespace {
 
 /// One change on the left of a circuit; transposed circuits bring those on the right here.
-SharedBasis basis_of(const Piece& piece, const at::Tensor& other, std::int64_t heads) {
+void find_basis(const Piece& piece, const at::Tensor& other, std::int64_t heads, SharedBasis& out) {
   const auto [q, r] = at::linalg_qr(piece.span[0]);
   // [H, r, f]: the terms in orthonormal coordinates on both sides
   const at::Tensor terms = at::matmul(at::matmul(r, for_heads(piece.coords, heads)), other.mT());
   const std::int64_t rank = terms.size(1);
   const at::Tensor wide = terms.transpose(0, 1).reshape({rank, -1});
   const auto [u, s, vh] = at::linalg_svd(wide, /*full_matrices=*/false);
-  SharedBasis out;
-  out.values = s.to(at::kCPU);
-  out.load = at::matmul(u.t(), terms).norm(2, 2).t().to(at::kCPU).contiguous();
-  out.directions = at::matmul(q, u).to(at::kCPU);
-  return out;
-}
-
-bool shared_by_heads(const Piece& piece, std::int64_t width) {
-  return std::popcount(piece.set) == 1 && piece.coords.defined() && piece.span.size(0) == 1 &&
-         piece.span.size(2) <= width;
+  out.values = s;
+  out.load = at::matmul(u.t(), terms).norm(2, 2).t().contiguous();
+  out.directions = at::matmul(q, u);
 }
 
 /// The last row of every piece, the bias: base and what changes, [H, k].
@@ -71,21 +63,39 @@ at::Tensor sizes_of(const BiasRow& row, const Side& side, std::int64_t heads, bo
 
 }  // namespace
 
-std::vector<SharedBasis> shared_bases(const Circuit& circuit, const Frames& frames) {
-  const Circuit still = at_offset(circuit, 0), cores = at_offset(frames.circuit, 0);
+std::vector<SharedBasis> shared_bases(const CircuitProducts& products, const Frames& frames) {
+  const Circuit &still = products.still, cores = at_offset(frames.circuit, 0);
   std::vector<SharedBasis> out;
+  std::vector<const Piece*> pieces;
+  std::vector<at::Tensor> others;
   const auto add = [&](const Side& side, const Side& other, bool read) {
-    const at::Tensor base = for_heads(formed(other, /*base_only=*/true), circuit.heads);
+    const at::Tensor base = for_heads(formed(other, /*base_only=*/true), still.heads);
     for (const Piece& piece : side.pieces) {
       if (!shared_by_heads(piece, side.width)) continue;
-      out.push_back(basis_of(piece, base, circuit.heads));
-      out.back().change = term_name(circuit, piece.set);
+      out.emplace_back();
+      out.back().change = term_name(still, piece.set);
       out.back().read = read;
+      pieces.push_back(&piece);
+      others.push_back(base);
     }
   };
   add(still.left, cores.right, true);
   add(still.right, cores.left, false);
+  at::parallel_for(
+      0, static_cast<std::int64_t>(out.size()), 1, [&](std::int64_t begin, std::int64_t end) {
+        for (auto i = static_cast<std::size_t>(begin); i < static_cast<std::size_t>(end); ++i) {
+          find_basis(*pieces[i], others[i], still.heads, out[i]);
+        }
+      });
   return out;
+}
+
+std::vector<SharedBasis> shared_bases(const Circuit& circuit, const Frames& frames) {
+  std::vector<CircuitProducts> one(1);
+  one[0].circuit = circuit;
+  one[0].still = at_offset(circuit, 0);
+  fetch(one);
+  return shared_bases(one[0], frames);
 }
 
 BiasMetrics bias_metrics(const std::vector<Circuit>& homogeneous) {

@@ -27,6 +27,7 @@ struct SharedBasis {
 
 /// For every change that stands on one side with a factor that all heads share, from its frames: at
 /// offset 0, unweighted directions of weighted spans. O(d r^2 + H f r^2).
+std::vector<SharedBasis> shared_bases(const CircuitProducts& products, const Frames& frames);
 std::vector<SharedBasis> shared_bases(const Circuit& circuit, const Frames& frames);
 
 /// Sizes of what biases alone do, base, adapted and their difference, a row a head: [H, 3].

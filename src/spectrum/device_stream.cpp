@@ -11,6 +11,11 @@ OwnStream::OwnStream(const c10::Device& device) : device_(device) {
 
 void OwnStream::finish() const { synchronize(device_); }
 
+DeviceStream::DeviceStream(const c10::Device& device) {
+  if (device.is_cpu()) return;
+  stream_ = c10::impl::VirtualGuardImpl(device.type()).getStreamFromGlobalPool(device);
+}
+
 void synchronize(const c10::Device& device) {
   if (device.is_cpu()) return;
   const c10::impl::VirtualGuardImpl guard(device.type());

@@ -3,6 +3,8 @@
 #include <c10/core/Device.h>
 #include <c10/core/StreamGuard.h>
 
+#include <optional>
+
 namespace subspace {
 
 /// While it lives, what the calling thread starts on a GPU goes to a stream of its own, beside the
@@ -17,6 +19,19 @@ class OwnStream {
  private:
   c10::Device device_;
   c10::OptionalStreamGuard guard_;
+};
+
+/// A stream for several threads that take turns: what one of them frees the next may have, which
+/// with a stream for each would stay beside it.
+class DeviceStream {
+ public:
+  explicit DeviceStream(const c10::Device& device);
+
+  /// While the guard lives, what the calling thread starts goes there. Nothing on the CPU.
+  c10::OptionalStreamGuard use() const { return c10::OptionalStreamGuard(stream_); }
+
+ private:
+  std::optional<c10::Stream> stream_;
 };
 
 /// Waits for what the calling thread has started on its present stream.
