@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "kernels/over_batch.h"
@@ -88,10 +89,20 @@ void route(const ProductKeyTopk& p, std::int64_t row) {
   const std::int64_t offset = row * p.side * element_bytes(p.element);
   best_of_side(static_cast<const char*>(p.s1) + offset, p.element, p.side, p.k, first.data());
   best_of_side(static_cast<const char*>(p.s2) + offset, p.element, p.side, p.k, second.data());
+  const auto sum = [&](std::int64_t i, std::int64_t j) {
+    return add(first[static_cast<std::size_t>(i)], second[static_cast<std::size_t>(j)], p.side);
+  };
+  // At least k sums reach that of (i, j) where (i + 1)(j + 1) >= k; the best such bound leaves few.
+  float bound = -std::numeric_limits<float>::infinity();
+  for (std::int64_t i = 0; i < p.k; ++i) {
+    const float reached = sum(i, (p.k + i) / (i + 1) - 1).sum;
+    if (larger(reached, bound)) bound = reached;
+  }
   auto end = pairs.begin();
   for (std::int64_t i = 0; i < p.k; ++i) {
     for (std::int64_t j = 0; (i + 1) * (j + 1) <= p.k; ++j) {
-      *end++ = add(first[static_cast<std::size_t>(i)], second[static_cast<std::size_t>(j)], p.side);
+      const Pair pair = sum(i, j);
+      if (!larger(bound, pair.sum)) *end++ = pair;
     }
   }
   const auto winners = pairs.begin() + p.k;
@@ -104,13 +115,6 @@ void route(const ProductKeyTopk& p, std::int64_t row) {
   if (p.weights != nullptr) softmax(p.scores + row * p.k, p.weights + row * p.k, p.k);
 }
 
-/// Whether every winner of a row is one of the side^2 pairs.
-bool in_range(const ProductKeyTopkGrad& p, std::int64_t row) {
-  const std::int64_t* index = p.index + row * p.k;
-  return std::all_of(index, index + p.k,
-                     [&](std::int64_t at) { return at >= 0 && at < p.side * p.side; });
-}
-
 void put(void* row, Element element, std::int64_t at, float value) {
   if (element == Element::f32) {
     static_cast<float*>(row)[at] = value;
@@ -119,29 +123,38 @@ void put(void* row, Element element, std::int64_t at, float value) {
   }
 }
 
-/// One side of one row. A place's sum is formed at its first winner.
-void scatter(const ProductKeyTopkGrad& p, std::int64_t row, const float* grads, bool first_side) {
-  const std::int64_t bytes = p.side * element_bytes(p.element);
-  char* out = static_cast<char*>(first_side ? p.grad_s1 : p.grad_s2) + row * bytes;
-  if (!in_range(p, row)) {
-    constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-    for (std::int64_t i = 0; i < p.side; ++i) put(out, p.element, i, kNan);
-    return;
-  }
-  std::fill_n(out, bytes, char{0});
-  const auto place = [&](std::int64_t j) {
-    const std::int64_t index = p.index[row * p.k + j];
-    return first_side ? index / p.side : index % p.side;
-  };
+/// One side of one row, of `side` places. A place's sum is formed at its first winner.
+void scatter(void* out, const ProductKeyTopkGrad& p, const std::int64_t* places,
+             const float* grads) {
+  std::memset(out, 0, static_cast<std::size_t>(p.side * element_bytes(p.element)));
   for (std::int64_t j = 0; j < p.k; ++j) {
-    const std::int64_t mine = place(j);
-    bool seen = false;
-    for (std::int64_t i = 0; i < j && !seen; ++i) seen = place(i) == mine;
-    if (seen) continue;
+    const std::int64_t mine = places[j];
+    if (std::find(places, places + j, mine) != places + j) continue;
     float sum = 0;
-    for (std::int64_t i = j; i < p.k; ++i) sum += place(i) == mine ? grads[i] : 0;
+    for (std::int64_t i = j; i < p.k; ++i) sum += places[i] == mine ? grads[i] : 0;
     put(out, p.element, mine, sum);
   }
+}
+
+/// Both sides of one row: all NaN if a winner is none of the side^2 pairs.
+void scatter_row(const ProductKeyTopkGrad& p, std::int64_t row, const float* grads) {
+  const std::int64_t bytes = p.side * element_bytes(p.element);
+  void* const sides[2] = {static_cast<char*>(p.grad_s1) + row * bytes,
+                          static_cast<char*>(p.grad_s2) + row * bytes};
+  std::array<std::int64_t, kMostWinners> places[2];
+  for (std::int64_t j = 0; j < p.k; ++j) {
+    const std::int64_t index = p.index[row * p.k + j];
+    if (index < 0 || index >= p.side * p.side) {
+      constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+      for (void* side : sides) {
+        for (std::int64_t i = 0; i < p.side; ++i) put(side, p.element, i, kNan);
+      }
+      return;
+    }
+    places[0][static_cast<std::size_t>(j)] = index / p.side;
+    places[1][static_cast<std::size_t>(j)] = index % p.side;
+  }
+  for (int which = 0; which < 2; ++which) scatter(sides[which], p, places[which].data(), grads);
 }
 
 }  // namespace
@@ -170,8 +183,7 @@ void product_key_topk_grad_cpu(const ProductKeyTopkGrad& p, int threads) {
           grad = weights[j] * (grad - inner);
         }
       }
-      scatter(p, row, grads.data(), true);
-      scatter(p, row, grads.data(), false);
+      scatter_row(p, row, grads.data());
     }
   });
 }
