@@ -5,9 +5,11 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <limits>
 
 #include "base/error.h"
+#include "kernels/small_cholesky.h"
 #include "lora/spans.h"
 #include "spectrum/product.h"
 
@@ -21,11 +23,17 @@ constexpr double kLeastSine = 1e-2;
 
 /// R of X = Q R as the Cholesky factor of X^T X: no pass over X for each column. Undefined where
 /// that would cost digits.
-at::Tensor triangle_of_gram(const at::Tensor& gram) {
-  const auto [r, failed] = at::linalg_cholesky_ex(gram, /*upper=*/true);
-  if (failed.item<int>() != 0) return {};
-  const at::Tensor sines = r.diagonal() / gram.diagonal().sqrt();
-  return sines.min().item<double>() > kLeastSine ? r : at::Tensor{};
+at::Tensor triangle_of_gram(const at::Tensor& given) {
+  const at::Tensor gram = given.contiguous();
+  const std::int64_t n = gram.size(0);
+  at::Tensor r = at::empty({n, n}, at::kDouble);
+  const double* g = gram.const_data_ptr<double>();
+  if (!kernels::small_cholesky(g, n, r.data_ptr<double>())) return {};
+  const double* diagonal = r.const_data_ptr<double>();
+  for (std::int64_t i = 0; i < n * n; i += n + 1) {
+    if (!(diagonal[i] > kLeastSine * std::sqrt(g[i]))) return {};
+  }
+  return r;
 }
 
 /// R of the spans side by side, one for each of `count` matrices: [count, <= P, P] on the CPU, from

@@ -3,20 +3,45 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
+#include <algorithm>
+
+#include "base/error.h"
+#include "kernels/small_svd.h"
+#include "spectrum/product.h"
+
 namespace subspace {
 namespace {
 
+void decompose(kernels::SmallSvd& svd, const at::Tensor& x) {
+  if (svd.decompose(x.const_data_ptr<double>(), x.size(0), x.size(1), x.stride(0))) return;
+  fail(ErrorCode::NotFinite,
+       "what heads share of a change has a NaN or an infinity, or its singular values did not "
+       "converge; check the weights and the adapter");
+}
+
+at::Tensor left_of(kernels::SmallSvd& svd, const at::Tensor& x) {
+  at::Tensor out = at::empty({x.size(0), std::min(x.size(0), x.size(1))}, at::kDouble);
+  svd.left(out.size(1), out.data_ptr<double>());
+  return out;
+}
+
 /// One change on the left of a circuit; transposed circuits bring those on the right here.
 void find_basis(const Piece& piece, const at::Tensor& other, std::int64_t heads, SharedBasis& out) {
-  const auto [q, r] = at::linalg_qr(piece.span[0]);
+  const at::Tensor span = piece.span[0].contiguous();
+  kernels::SmallSvd svd;
+  decompose(svd, span);
+  const at::Tensor q = left_of(svd, span);
+  at::Tensor v = at::empty({span.size(1), q.size(1)}, at::kDouble);
+  svd.right(q.size(1), v.data_ptr<double>());
+  const at::Tensor r = v.t() * at::tensor(svd.values(), at::kDouble).unsqueeze(1);
   // [H, r, f]: the terms in orthonormal coordinates on both sides
-  const at::Tensor terms = at::matmul(at::matmul(r, for_heads(piece.coords, heads)), other.mT());
-  const std::int64_t rank = terms.size(1);
-  const at::Tensor wide = terms.transpose(0, 1).reshape({rank, -1});
-  const auto [u, s, vh] = at::linalg_svd(wide, /*full_matrices=*/false);
-  out.values = s;
-  out.load = at::matmul(u.t(), terms).norm(2, 2).t().contiguous();
-  out.directions = at::matmul(q, u);
+  const at::Tensor terms = product(product(r, for_heads(piece.coords, heads)), other.mT());
+  const at::Tensor wide = terms.transpose(0, 1).reshape({q.size(1), -1});
+  decompose(svd, wide);
+  const at::Tensor u = left_of(svd, wide);
+  out.values = at::tensor(svd.values(), at::kDouble);
+  out.load = product(u.t(), terms).norm(2, 2).t().contiguous();
+  out.directions = product(q, u);
 }
 
 /// The last row of every piece, the bias: base and what changes, [H, k].
