@@ -7,10 +7,15 @@ the same number of threads:
   numpy        the same factorisation in NumPy: QR of [W | A] head by head (R alone, keys and values
                once a group), cores, the Gram matrix of the terms by matrices of k x k, three SVDs,
                two eigenvalue problems; nothing of offsets, intruders, angles, shared features
-  dense        the four terms of a circuit multiplied out, [4096, 4096] each, and their Gram matrix;
-               no spectra, which would take minutes a circuit
+  forming      the four terms of a circuit multiplied out, [4096, 4096] each, and their Gram matrix;
+               nothing else
+  dense        what someone does who has a library and not the algebra: base, change and adapted
+               circuit of a head formed, [4096, 4096] each, and the singular values of each. No
+               vectors, terms, eigenvalues or offsets. One circuit of one head is measured (QK of
+               head 0: three matrices), the layer's 64 are scaled from it
+  on a GPU     forming and dense are measured there as well, by PyTorch
 
-The baselines do some heads of one layer and are scaled to all of them, which the table says.
+The other baselines do some heads of one layer and are scaled to all of them, which the table says.
 
     ./run bench lora_heads [--record] [--layers N] [--device cuda] [--threads N] [--heads N]
 """
@@ -154,24 +159,98 @@ def numpy_seconds(layer, heads):
     return (per_head * HEADS + per_group * GROUPS) / heads
 
 
-def dense_seconds(layer, heads):
+def circuit_sides(layer, left, right, head):
+    """X_0 and X_1 = A B of both sides of a head's circuit, [4096, 128] each."""
+    group = head // (HEADS // GROUPS)
+    w, a, b = layer[left]
+    own = group if left == "v_proj" else head
+    x = part(w, own), a @ part(b, own)
+    w2, a2, b2 = layer[right]
+    if right == "o_proj":
+        rows = slice(head * HEAD, (head + 1) * HEAD)
+        return x, (w2[rows].T, (a2[rows] @ b2).T)
+    return x, (part(w2, group), a2 @ part(b2, group))
+
+
+CIRCUITS = (("q_proj", "k_proj"), ("v_proj", "o_proj"))
+
+
+def wait(device):
+    if device != "cpu":
+        torch.cuda.synchronize(torch.device(device))
+
+
+def forming_seconds(layer, heads, device="cpu"):
     """Of `heads` heads, scaled to the layer."""
+    wait(device)
     start = time.perf_counter()
     for head in range(heads):
-        group = head // (HEADS // GROUPS)
-        for left, right, i, j in (("q_proj", "k_proj", head, group), ("v_proj", "o_proj", group, head)):
-            w, a, b = layer[left]
-            x = part(w, i), a @ part(b, i)
-            w2, a2, b2 = layer[right]
-            if right == "o_proj":
-                rows = slice(j * HEAD, (j + 1) * HEAD)
-                y = w2[rows].T, (a2[rows] @ b2).T
-            else:
-                y = part(w2, j), a2 @ part(b2, j)
-            terms = [(one @ two.T).ravel() for one in x for two in y]
-            gram = np.array([[s @ t for t in terms] for s in terms])
+        for left, right in CIRCUITS:
+            x, y = circuit_sides(layer, left, right, head)
+            terms = [(one @ two.T).reshape(-1) for one in x for two in y]
+            gram = [[float(s @ t) for t in terms] for s in terms]
             assert np.isfinite(gram).all()
     return (time.perf_counter() - start) * HEADS / heads
+
+
+def dense_seconds(layer, device="cpu"):
+    """Base, change and adapted QK of head 0 and their singular values, scaled to the layer."""
+    values = (
+        torch.linalg.svdvals
+        if device != "cpu"
+        else lambda matrix: np.linalg.svd(matrix, compute_uv=False)
+    )
+    wait(device)
+    start = time.perf_counter()
+    (x0, x1), (y0, y1) = circuit_sides(layer, *CIRCUITS[0], 0)
+    base, delta = x0 @ y0.T, x1 @ (y0 + y1).T + x0 @ y1.T
+    for matrix in (base, delta, base + delta):
+        assert np.isfinite(float(values(matrix)[0]))
+    return (time.perf_counter() - start) * len(CIRCUITS) * HEADS
+
+
+def on_device(layer, device):
+    return {
+        name: tuple(torch.from_numpy(np.ascontiguousarray(x)).to(device) for x in tensors)
+        for name, tensors in layer.items()
+    }
+
+
+def baselines(layer, options):
+    """Seconds a layer by name, and what of it was measured."""
+    few = f"scaled from {options.heads} heads of {HEADS}"
+    one = f"scaled from one circuit of {HEADS * len(CIRCUITS)}"
+    measures = {
+        "numpy": (lambda: numpy_seconds(layer, options.heads), few),
+        "forming": (lambda: forming_seconds(layer, options.heads), few),
+        "dense": (lambda: dense_seconds(layer), one),
+    }
+    if options.device != "cpu":
+        there = on_device(layer, options.device)
+        forming_seconds(there, 1, options.device)  # the libraries' start, which is not timed
+        torch.linalg.svdvals(torch.eye(256, dtype=torch.float64, device=options.device))
+        measures["forming on the GPU"] = (
+            lambda: forming_seconds(there, options.heads, options.device),
+            few,
+        )
+        measures["dense on the GPU"] = (lambda: dense_seconds(there, options.device), one)
+    found = {}
+    for name, (measure, scaled) in measures.items():
+        if options.skip_dense and name.startswith("dense"):
+            continue
+        found[name] = {"seconds_a_layer": measure(), "measured": scaled}
+        print(f"  {name}: {found[name]['seconds_a_layer']:.1f} s a layer", file=sys.stderr, flush=True)
+    return found
+
+
+STAGES = {
+    "read": "read the layer (GPU: and copy it there, convert it)",
+    "products": "products over the model's width (GPU)",
+    "transfer": "copy what they gave to the host (GPU)",
+    "frames": "triangular factors (CPU: with their products)",
+    "heads": "all small matrices (CPU: with Y^T X)",
+    "json": "entries of heads.json",
+}
 
 
 def main():
@@ -182,6 +261,7 @@ def main():
     parser.add_argument("--heads", type=int, default=2, help="that the baselines do")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--skip-baseline", action="store_true")
+    parser.add_argument("--skip-dense", action="store_true", help="minutes on two cores")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 
@@ -195,13 +275,8 @@ def main():
         )
         adapter = write_adapter(folder, model, options.layers)
         seconds, result = ours(model, folder, Path(scratch) / "out", options)
-        layer_seconds = result["times"]["layer_seconds"]
-        baseline = {}
-        if not options.skip_baseline:
-            layer = layer_zero(model, adapter)
-            for name, measure in (("numpy", numpy_seconds), ("dense", dense_seconds)):
-                baseline[name] = measure(layer, options.heads)
-                print(f"  {name}: {baseline[name]:.1f} s a layer", file=sys.stderr, flush=True)
+        times = result["times"]
+        baseline = {} if options.skip_baseline else baselines(layer_zero(model, adapter), options)
 
     per_layer = seconds / options.layers
     record = {
@@ -217,20 +292,26 @@ def main():
         "shape": "Llama-3-8B: d 4096, 32 heads of 128, 8 groups, bf16; rank 16 on q, k, v, o",
         "layers": options.layers,
         "subspace_seconds": seconds,
-        "subspace_seconds_in_layers": layer_seconds,
+        "subspace_seconds_to_write": seconds - times["total_seconds"],
+        "subspace_seconds_in_layers": times["layer_seconds"],
+        "subspace_stage_seconds": times["stage_seconds"],
         "subspace_seconds_a_layer": per_layer,
         "model_of_32_layers_seconds": 32 * per_layer,
         "scaled_from_layers": options.layers,
-        "baseline_heads_measured": options.heads,
-        "baseline_seconds_a_layer": baseline,
-        "ratios": {name: value / per_layer for name, value in baseline.items()},
+        "baselines": baseline,
+        "ratios": {name: row["seconds_a_layer"] / per_layer for name, row in baseline.items()},
     }
     scaled = "" if options.layers == 32 else f", scaled from {options.layers}"
     print(f"{'subspace lora heads, a layer (start included)':52s} {per_layer:9.2f} s")
     print(f"{'  all 32 layers' + scaled:52s} {32 * per_layer:9.2f} s")
-    for name, value in baseline.items():
-        label = f"{name}, a layer (scaled from {options.heads} heads of 32)"
-        print(f"{label:52s} {value:9.2f} s   {value / per_layer:6.1f} times ours")
+    print(f"{'  start of the process and writing':52s} {seconds - times['total_seconds']:9.2f} s")
+    for name, label in STAGES.items():
+        print(f"{'  ' + label:52s} {times['stage_seconds'][name]:9.2f} s")
+    print("  (stages: summed over layers, which overlap)")
+    for name, row in baseline.items():
+        value = row["seconds_a_layer"]
+        label = f"{name}, a layer ({row['measured']})"
+        print(f"{label:60s} {value:9.2f} s   {value / per_layer:6.1f} times ours")
     if options.record:
         name = "cpu" if options.device == "cpu" else record["device"].split()[-1].lower()
         path = ROOT / "bench" / "results" / f"lora_heads-{name}.json"
