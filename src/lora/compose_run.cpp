@@ -48,6 +48,11 @@ struct DrawnPair {
   std::array<double, 4> p{};
 };
 
+/// |dN2| / |N2|, which in mode Q is |dM_QK| / |M_QK| of that head.
+double relative_change(const HeadRead& head) {
+  return std::sqrt(quotient(head.delta.trace, head.base.trace));
+}
+
 DrawnPair questions_of(const HeadWrite& writer, const HeadRead& reader, const PairScore& score) {
   const Energies w = energies_of(writer), r = energies_of(reader);
   const auto d = static_cast<double>(writer.o.size(1));
@@ -283,7 +288,9 @@ class Run {
       const Wiring layer = wiring(load(index).get());
       const RopeMean rope(layer.rotary, layer.q.w.size(2), offsets_);
       for (auto& [key, head] : writers) {
-        if (key.first == index) head = head_write(layer, key.second);
+        if (key.first != index) continue;
+        head = head_write(layer, key.second);
+        writer_qk_[key] = relative_change(head_read(layer, key.second, Mode::q, rope));
       }
       for (auto& [key, head] : readers) {
         if (std::get<0>(key) == index) {
@@ -354,6 +361,7 @@ class Run {
       one["S1_band"] = score.band1;
       one["rho"] = score.rho;
       one["rho_interface"] = score.rho_interface;
+      one["writer_qk"] = writer_qk_.at({pair.writer, pair.writer_head});
       one["cos"] = score.cos;
       one["share"] = routes(score.share);
       one["lift"] = routes(score.lift);
@@ -413,6 +421,7 @@ class Run {
   std::vector<LayerPairScreen> screens_;
   std::vector<HeadPair> candidates_;
   std::map<std::size_t, DrawnPair> drawn_;
+  std::map<std::pair<std::int64_t, std::int64_t>, double> writer_qk_;  ///< by layer and head
   std::int64_t drawn_chances_ = 0, drawn_otherwise_ = 0;
 };
 
@@ -449,9 +458,8 @@ Json compose(const ComposeSource& source, const ComposeOptions& options) {
 std::string compose_pairs_csv(const Json& result) {
   std::string out =
       "writer_layer,writer_head,reader_layer,reader_head,mode,S,S1,dS,S1_base,S_low,S_high,S1_low,"
-      "S1_high,rho,"
-      "rho_interface,"
-      "cos,share_bn,share_nb,share_nn,lift_bn,lift_nb,lift_nn,p_bn,p_nb,p_nn,p_S1,p_gamma,q_bh,"
+      "S1_high,rho,rho_interface,writer_qk,cos,share_bn,share_nb,share_nn,lift_bn,lift_nb,lift_nn,"
+      "p_bn,p_nb,p_nn,p_S1,p_gamma,q_bh,"
       "p_bn_drawn,p_nb_drawn,p_nn_drawn,p_S1_drawn\n";
   for (const Json& pair : result.at("pairs")) {
     Row row;
@@ -462,7 +470,7 @@ std::string compose_pairs_csv(const Json& result) {
     for (const char* band : {"S_band", "S1_band"}) {
       for (const Json& end : pair.at(band)) row.add(end);
     }
-    row.add(pair, {"rho", "rho_interface", "cos"});
+    row.add(pair, {"rho", "rho_interface", "writer_qk", "cos"});
     row.add_routes(pair);
     row.add(pair, {"p_S1", "p_gamma", "q_bh"});
     for (const char* route : kRouteNames) {

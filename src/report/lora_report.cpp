@@ -90,7 +90,7 @@ void check_pair(const Fields& pair) {
     }
   }
   pair.string("mode");
-  for (const char* name : {"S", "S1", "rho", "q_bh"}) check_number(pair, name);
+  for (const char* name : {"S", "S1", "rho", "writer_qk", "q_bh"}) check_number(pair, name);
   for (const char* name : {"S_band", "S1_band"}) {
     if (!pair.json().contains(name)) continue;  // results of earlier versions
     const Json& band = pair.json().at(name);

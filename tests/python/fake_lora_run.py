@@ -64,7 +64,7 @@ def compose(random, layers, heads):
                     "w": [w, int(i)], "r": [r, int(j)], "mode": mode, "S": s,
                     "S1": s * float(random.uniform(0.9, 1.3)), "dS": 0.0, "S1_base": s,
                     "S_band": [0.055, 0.091], "S1_band": [0.056, 0.092],
-                    "rho": float(rho.max()), "cos": 0.98, "share": share,
+                    "rho": float(rho.max()), "writer_qk": float(random.gamma(2, 0.05)), "cos": 0.98, "share": share,
                     "lift": {"bn": 1.2, "nb": 1.0, "nn": 4.0}, "p_gamma": 0.01,
                     "q_bh": float(random.uniform(0, 0.1)),
                 })

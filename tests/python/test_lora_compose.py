@@ -231,6 +231,7 @@ def test_the_tables_say_the_same(composed):
     for row, pair in zip(rows, result["pairs"]):
         assert [int(row["writer_layer"]), int(row["writer_head"])] == pair["w"]
         assert float(row["rho"]) == pair["rho"]
+        assert float(row["writer_qk"]) == pair["writer_qk"]
         assert row["lift_nn"] == ("" if pair["lift"]["nn"] is None else repr(pair["lift"]["nn"]))
     with open(out / "compose_screens.csv") as file:
         assert len(list(csv.DictReader(file))) == len(result["screens"])

@@ -26,7 +26,7 @@ function drawScores() {
         return { type: "scatter", mode: "markers", name: modeTitle(mode), x: some.map((pair) => pair.S), y: some.map((pair) => pair.S1),
           marker: { size: some.map((pair) => 6 + 10 * Math.min(1, pair.rho)), color: sure.map((yes) => withAlpha(theme.runs[i], yes ? 0.75 : 0)),
             line: { width: 1.4, color: theme.runs[i] } },
-          customdata: some.map((pair) => [shortUnit(...pair.w), shortUnit(...pair.r), number(pair.rho, 3), number(pair.q_bh, 2), bandText(pair.S1_band)]),
+          customdata: some.map((pair) => [shortUnit(...pair.w), shortUnit(...pair.r), number(pair.rho, 3), number(pair.q_bh, 2), `${bandText(pair.S1_band)}<br>${movedText(pair)}`]),
           hovertemplate: "%{customdata[0]} → %{customdata[1]}<br>S %{x:.4f} → %{y:.4f}<br>ρ %{customdata[2]}, q %{customdata[3]}%{customdata[4]}<extra></extra>" };
       });
       const chance = rootWidth(m.run);
@@ -44,7 +44,7 @@ function drawScores() {
         readout: [el("strong", {}, `${integer(m.pairs.length)} pairs: `),
           `the score rose in ${integer(up)}; ${integer(m.pairs.filter((pair) => pair.q_bh <= 0.05).length)} are significant at a false discovery rate of 5 %${missing(chance) ? "" : `; chance gives S ${number(chance, 3)}`}${after ? `; ${integer(above)} of them score above their band of chance after` : ""}${drawn.length ? `; of the ${integer(drawn.length)} that change most, ${integer(drawn.filter((pair) => pair.p_S1_drawn <= 0.05).length)} do so where chance was drawn ${integer(m.run.wiring.drawn.draws)} times instead of taken from its law (p ≤ 0.05)` : ""}.`] };
     },
-    csv: (f, m) => [["writer_layer", "writer_head", "reader_layer", "reader_head", "mode", "S", "S1", "S_low", "S_high", "S1_low", "S1_high", "rho", "cos", ...ROUTES.map((route) => `share_${route}`), "p_gamma", "q_bh"],
-      ...m.pairs.map((pair) => [...pair.w, ...pair.r, pair.mode, pair.S, pair.S1, pair.S_band?.[0], pair.S_band?.[1], pair.S1_band?.[0], pair.S1_band?.[1], pair.rho, pair.cos, ...ROUTES.map((route) => pair.share?.[route]), pair.p_gamma, pair.q_bh])],
+    csv: (f, m) => [["writer_layer", "writer_head", "reader_layer", "reader_head", "mode", "S", "S1", "S_low", "S_high", "S1_low", "S1_high", "rho", "writer_qk", "cos", ...ROUTES.map((route) => `share_${route}`), "p_gamma", "q_bh"],
+      ...m.pairs.map((pair) => [...pair.w, ...pair.r, pair.mode, pair.S, pair.S1, pair.S_band?.[0], pair.S_band?.[1], pair.S1_band?.[0], pair.S1_band?.[1], pair.rho, pair.writer_qk, pair.cos, ...ROUTES.map((route) => pair.share?.[route]), pair.p_gamma, pair.q_bh])],
   });
 }

@@ -101,7 +101,7 @@ function drawGraph() {
     id: "fig-graph",
     title: "The strongest new connections",
     question: "Through which heads does the adapter re-route information?",
-    see: "Every dot is a head, every line a pair whose joint map changed most (by ρ); its width is ρ. The colour says what is new about it: the reader's adapter listens to an old writer, an old reader hears the writer's adapter, or the two adapters speak to each other. Dashed lines could be chance.",
+    see: "Every dot is a head, every line a pair whose joint map changed most (by ρ); its width is ρ. The colour says what is new about it: the reader's adapter listens to an old writer, an old reader hears the writer's adapter, or the two adapters speak to each other. Dashed lines could be chance. The ring around a writing head is how far its own attention moved, ‖ΔM_QK‖ / ‖M_QK‖, against the most moved of them.",
     care: "A line is a change of what one head can pass to another, by weights. Whether anything passes there on real text is another question, and a head whose attention moved re-routes without any line. Layers between are skipped over: this is the direct path only.",
     keys: ["run"],
     defaults: { count: "40", mode: "all" },
@@ -116,10 +116,13 @@ function drawGraph() {
       return { run, pairs };
     },
     compose: composeGraph,
-    csv: (f, m) => [["writer_layer", "writer_head", "reader_layer", "reader_head", "mode", "rho", "main_route", ...ROUTES.map((route) => `share_${route}`), "q_bh"],
-      ...m.pairs.map((pair) => [...pair.w, ...pair.r, pair.mode, pair.rho, mainRoute(pair), ...ROUTES.map((route) => pair.share?.[route]), pair.q_bh])],
+    csv: (f, m) => [["writer_layer", "writer_head", "reader_layer", "reader_head", "mode", "rho", "writer_qk", "main_route", ...ROUTES.map((route) => `share_${route}`), "q_bh"],
+      ...m.pairs.map((pair) => [...pair.w, ...pair.r, pair.mode, pair.rho, pair.writer_qk, mainRoute(pair), ...ROUTES.map((route) => pair.share?.[route]), pair.q_bh])],
   });
 }
+
+// What a score of what is written cannot show: the writer attends elsewhere.
+const movedText = (pair) => (missing(pair.writer_qk) ? "" : `the writer's own QK changed by ${percent(pair.writer_qk)}`);
 
 const mainRoute = (pair) => ROUTES.reduce((best, route) => ((pair.share?.[route] ?? 0) > (pair.share?.[best] ?? 0) ? route : best), "bn");
 
@@ -131,13 +134,18 @@ function composeGraph(f, m, { theme }) {
       y: [pair.w[1], (pair.w[1] + pair.r[1]) / 2 + 0.12 * (pair.r[0] - pair.w[0] - 1), pair.r[1]], name: ROUTE_TEXTS[route], legendgroup: route,
       showlegend: i === 0 && (!dashed || !m.pairs.some((other) => mainRoute(other) === route && !(other.q_bh > 0.05))),
       line: { color: withAlpha(routeColour(theme, route), 0.85), width: 0.8 + 5 * (pair.rho / top), dash: dashed ? "dash" : "solid", shape: "spline", smoothing: 1.2 },
-      text: `${shortUnit(...pair.w)} → ${shortUnit(...pair.r)} ${modeTitle(pair.mode)}<br>ρ ${number(pair.rho, 3)}, q ${number(pair.q_bh, 2)}`,
+      text: `${shortUnit(...pair.w)} → ${shortUnit(...pair.r)} ${modeTitle(pair.mode)}<br>ρ ${number(pair.rho, 3)}, q ${number(pair.q_bh, 2)}<br>${movedText(pair)}`,
       hovertemplate: "%{text}<extra></extra>" }));
   })).flat();
   const layers = m.run.wiring.layers ?? m.run.layers;
   const heads = m.run.wiring.heads ?? m.run.headCount;
   const dots = layers.flatMap((layer) => Array.from({ length: heads }, (_, head) => [layer, head]));
   const used = new Set(m.pairs.flatMap((pair) => [pair.w.join("/"), pair.r.join("/")]));
+  const moved = new Map(m.pairs.map((pair) => [pair.w.join("/"), pair.writer_qk ?? 0]));
+  const most = Math.max(...moved.values(), 1e-12);
+  const rings = [...moved].map(([unit, size]) => [...unit.split("/").map(Number), size]);
+  data.push({ type: "scatter", mode: "markers", x: rings.map(([layer]) => layer), y: rings.map(([, head]) => head), showlegend: false, hoverinfo: "skip",
+    marker: { size: rings.map(([, , size]) => 10 + 22 * size / most), color: withAlpha(theme.pick, 0.22), line: { color: theme.pick, width: rings.map(([, , size]) => (size > 0 ? 1.4 : 0)) } } });
   data.push({ type: "scatter", mode: "markers", x: dots.map(([layer]) => layer), y: dots.map(([, head]) => head), showlegend: false,
     marker: { size: dots.map((dot) => (used.has(dot.join("/")) ? 10 : 5)), color: dots.map((dot) => (used.has(dot.join("/")) ? theme.ink : theme.axis)) },
     hovertemplate: "layer %{x}, head %{y}<extra></extra>" });
@@ -146,5 +154,5 @@ function composeGraph(f, m, { theme }) {
     yaxis: axis(theme, "head", { showgrid: false, autorange: "reversed", ...(heads <= 14 ? { dtick: 1 } : {}) }) });
   const first = m.pairs[0];
   return { data, layout, label: `Graph of the ${m.pairs.length} most rewired pairs of heads`,
-    readout: first && [el("strong", {}, `Strongest: `), `head ${shortUnit(...first.w)} → head ${shortUnit(...first.r)} ${modeTitle(first.mode)}, ρ ${number(first.rho, 3)} (${ROUTE_TEXTS[mainRoute(first)]}). Layer before the point, head behind it.`] };
+    readout: first && [el("strong", {}, `Strongest: `), `head ${shortUnit(...first.w)} → head ${shortUnit(...first.r)} ${modeTitle(first.mode)}, ρ ${number(first.rho, 3)} (${ROUTE_TEXTS[mainRoute(first)]}${missing(first.writer_qk) ? "" : `; ${movedText(first)}`}). Layer before the point, head behind it.`] };
 }
