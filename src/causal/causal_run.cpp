@@ -97,6 +97,7 @@ class Run {
     result["terms"] = effects(terms_, true);
     result["term_heads"] = effects(term_heads_, false);
     result["edges"] = edges();
+    result["approx"] = approximations();
     std::int64_t predicted = 0;
     for (const train::Batch& batch : batches_) predicted += batch.count;
     result["batches"] = batches_.size();
@@ -132,6 +133,19 @@ class Run {
         }
       }
     }
+  }
+
+  /// What of the result is no exact value on these rows.
+  Json approximations() const {
+    Json out = Json::array();
+    const auto sampled = [](const std::vector<Part>& parts) {
+      return parts.size() > static_cast<std::size_t>(kMostExactPlayers);
+    };
+    if (sampled(groups_) || (options_.orders > 0 && sampled(heads_))) {
+      out.push_back("shapley_sampled");
+    }
+    if (!options_.edges.empty()) out.push_back("edge_norm");
+    return out;
   }
 
   Losses losses(const at::Tensor& gates, const std::vector<EdgeGate>& edges = {}) const {

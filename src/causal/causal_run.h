@@ -32,8 +32,10 @@ struct CausalOptions {
 /// of heads (loo only), edges (loo only). Each with a 95 % interval over batches. Parts of which
 /// the adapter has nothing are left out.
 ///
-/// {"loss": {"base", "tuned", "drop", ..}, "check": {..}, "groups", "heads", "terms", "term_heads",
-///  "edges", "batches", "tokens", "orders", "players"}; docs/lora-causal.md explains the fields.
+/// {"loss": {"base", "tuned", "drop", ..}, "groups", "heads", "terms", "term_heads",
+///  "edges", "batches", "tokens", "orders", "seed", "check", "approx"}; docs/lora-causal.md
+///  explains
+/// the fields.
 /// Throws NotFound without held-out rows, Internal if gates of one and zero do not give the merged
 /// model and the base.
 Json causal_effects(const GatedModel& model, const train::Batches& batches,

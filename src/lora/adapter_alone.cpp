@@ -7,6 +7,7 @@
 #include <array>
 #include <cmath>
 
+#include "lora/layer_origin.h"
 #include "lora/low_rank.h"
 #include "spectrum/metrics.h"
 
@@ -146,6 +147,22 @@ Json missing_words(const std::string& why, bool heads_known) {
   return out;
 }
 
+/// What the terms of heads leave out; the layer's tensors are named, without their numbers.
+Json alone_approximations(const AdaptedModel& model) {
+  Json out = {"data_unweighted", "norms_left_out"};
+  MadeSource source(
+      [](const std::string&, const std::vector<std::int64_t>& shape) {
+        return at::empty(shape, at::TensorOptions().dtype(at::kDouble).device(at::kMeta));
+      },
+      [](const std::string&) { return false; });
+  const AttentionLayer layer = model.family().assemble(0, source);
+  if (layer.rotary.layout != Rotary::Layout::none) out.push_back("offset_0");
+  if (layer.q_head.kind != Norm::Kind::none || layer.k_head.kind != Norm::Kind::none) {
+    out.push_back("qk_norm");
+  }
+  return out;
+}
+
 std::string joined_values(const Json& values) {
   std::string out;
   for (const Json& value : values) {
@@ -161,6 +178,7 @@ Json adapter_alone(const Adapter& adapter, const AdaptedModel* model, const std:
   out["format"] = "subspace-lora-adapter";
   out["version"] = 1;
   out["missing"] = missing_words(why, model != nullptr);
+  out["approx"] = model ? alone_approximations(*model) : Json{"data_unweighted"};
   out["modules"] = Json::array();
   std::vector<std::pair<std::int64_t, std::string>> order;  // layer 2 before layer 10
   for (const auto& [path, module] : adapter.modules()) {

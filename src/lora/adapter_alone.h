@@ -18,6 +18,9 @@ namespace subspace {
 ///               what q, k, v of l2 read (columns of A), beside the kernel sum cos^2 and its mean
 ///               and deviation for spans turned at random; the norm between them is not folded
 ///   "missing"   what needs the base, in words
+///   "approx"    what the numbers of heads and layers leave out: "data_unweighted", and where the
+///               configuration is there "norms_left_out" (weights of norms are the base's),
+///               "offset_0" (rotary heads), "qk_norm"
 ///
 /// `model`: its configuration, which says what the heads are; null: "modules" alone. `why`: why
 /// there is no more. O(size of A and B) memory; r x r problems.

@@ -76,15 +76,7 @@ class HeadEntries {
     }
     if (metrics_.curve.defined()) curve(json, head);
     biases(json, head);
-    json["approx"] = Json::array();
-    for (const std::string& flag : layer_.approx) {
-      const std::size_t colon = flag.find(':');
-      if (colon == std::string::npos) {
-        json["approx"].push_back(flag);
-      } else if (metrics_.circuit.starts_with(flag.substr(0, colon))) {
-        json["approx"].push_back(flag.substr(colon + 1));
-      }
-    }
+    json["approx"] = approx_json(layer_, metrics_.circuit);
     return json;
   }
 
@@ -261,6 +253,19 @@ std::string joined(const Json& flags) {
 }
 
 }  // namespace
+
+Json approx_json(const LayerResult& result, const std::string& circuit) {
+  Json out = Json::array();
+  for (const std::string& flag : result.approx) {
+    const std::size_t colon = flag.find(':');
+    if (colon == std::string::npos) {
+      out.push_back(flag);
+    } else if (circuit.starts_with(flag.substr(0, colon))) {
+      out.push_back(flag.substr(colon + 1));
+    }
+  }
+  return out;
+}
 
 Json heads_json(const LayerResult& result) {
   Json out = Json::array();

@@ -31,6 +31,8 @@ inline constexpr std::int64_t kListedValues = 8;
 /// The entries of heads.json's "heads" for one layer, circuit by circuit, head by head; what is not
 /// defined (a share of a zero change) is null.
 Json heads_json(const LayerResult& result);
+/// The flags of `approx` that concern a circuit, by their names.
+Json approx_json(const LayerResult& result, const std::string& circuit);
 /// The layer's entry of heads.json's "layers": shared features and which heads use them.
 Json shared_json(const LayerResult& result);
 

@@ -376,11 +376,14 @@ void for_each_layer(const HeadsSource& source, const HeadsOptions& options, Work
 }
 
 /// One head of rope.json.
-Json rope_entry(const CircuitMetrics& m, std::int64_t layer, std::int64_t head) {
+Json rope_entry(const CircuitMetrics& m, const LayerResult& layer, std::int64_t head) {
   const auto ratio = [](double a, double b) {
     return b > 0 && std::isfinite(a / b) ? Json(a / b) : Json(nullptr);
   };
-  Json entry = {{"layer", layer}, {"head", head}, {"circuit", m.circuit}};
+  Json entry = {{"layer", layer.layer},
+                {"head", head},
+                {"circuit", m.circuit},
+                {"approx", approx_json(layer, m.circuit)}};
   Json sizes = Json::array();
   const at::Tensor curve = m.curve[head];
   for (std::int64_t j = 0; j < curve.size(0); ++j) {
@@ -432,12 +435,15 @@ Json run_lora_rope(const HeadsSource& source, const HeadsOptions& options) {
     const LayerChange change = moved(loaded.change, options.device);
     const at::Tensor weight = weight_of(layer, options);
     if (weight.defined()) metrics.weight = weight.to(options.device);
+    LayerResult result;
+    result.layer = layer.index;
+    result.approx = approximations(layer, change, source.model_type, options);
     for (const Circuit& circuit : circuits(layer, change, {.fold_norm = options.fold_norm})) {
       if (circuit.rotary.layout == Rotary::Layout::none) continue;
       const CircuitMetrics m = circuit_metrics(circuit, metrics);
       frequencies[std::to_string(layer.index)] = circuit.rotary.frequencies;
       for (std::int64_t head = 0; head < circuit.heads; ++head) {
-        heads.push_back(rope_entry(m, layer.index, head));
+        heads.push_back(rope_entry(m, result, head));
       }
     }
   });

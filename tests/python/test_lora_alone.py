@@ -47,6 +47,7 @@ def test_spectra_of_modules_need_the_adapter_alone(program, tmp_path):
     base.rmdir()
     result = alone(program, adapter, tmp_path / "out")
     assert "crossed" not in result and len(result["modules"]) == 8
+    assert result["approx"] == ["data_unweighted"]
     for module in result["modules"]:
         a, b = factors(adapter)[module["module"]]
         values = np.linalg.svd(b @ a, compute_uv=False)[:RANK]
@@ -67,6 +68,7 @@ def test_heads_and_wiring_need_its_configuration_alone(program, tmp_path):
     part = lambda layer, x: found[f"model.layers.{layer}.self_attn.{x}_proj"] if (
         f"model.layers.{layer}.self_attn.q_proj" in found) else found[f"layers.{layer}.self_attn.{x}_proj"]
     assert len(result["crossed"]) == 2 * 2 * heads
+    assert result["approx"] == ["data_unweighted", "norms_left_out", "offset_0"]
     for term in result["crossed"]:
         layer, head, group = term["layer"], term["head"], term["head"] * groups // heads
         cut = lambda x, i, n: np.split(x, n, axis=0)[i]

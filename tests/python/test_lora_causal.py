@@ -151,6 +151,7 @@ def test_causal_writes_effects_that_sum_to_the_drop(program, models, tmp_path):
         total = sum(part["shapley"]["mean"] for part in found[kind])
         assert total == pytest.approx(drop, abs=1e-9)
     assert len(found["edges"]) == 5 and set(found["edges"][0]["routes"]) == {"bn", "nb", "nn"}
+    assert found["approx"] == ["shapley_sampled", "edge_norm"]
     assert found["check"]["merged"] <= 1e-12 and found["check"]["base"] <= 1e-12
     with open(out / "causal.csv") as file:
         rows = list(csv.DictReader(file))

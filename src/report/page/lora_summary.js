@@ -89,7 +89,7 @@ const FACTS = [
   ["heads", (run) => integer(run.headCount), true],
   ["parameters", (run) => run.facts.parameters && integer(run.facts.parameters), true],
   ["offsets", (run) => run.entries.find((entry) => entry.offset_mode && entry.offset_mode !== "none")?.offset_mode, true],
-  ["approximations", (run) => [...new Set(run.entries.flatMap((entry) => entry.approx ?? []))].map((flag) => APPROX_TEXTS[flag] ?? flag).join("; "), false],
+  ["approximations", (run) => [...new Set([...run.entries, run.wiring, run.causes].flatMap((part) => part?.approx ?? []))].map((flag) => APPROX_TEXTS[flag] ?? flag).join("; "), false],
   ["notes", (run) => (run.facts.notes ?? run.file.notes ?? []).join("; "), false],
 ];
 
@@ -99,6 +99,11 @@ const APPROX_TEXTS = {
   post_norm: "the norm behind attention is left out (post_norm)",
   data_unweighted: "all directions of the residual count alike (data_unweighted)",
   dora: "DoRA's gains are terms of their own (dora)",
+  norm_not_folded: "the input norm that training changed is left out (norm_not_folded)",
+  values_rotated: "values turn with their position; VO is shown at offset 0 (values_rotated)",
+  latent_biases: "biases before a latent's norm are left out (latent_biases)",
+  shapley_sampled: "Shapley values of many parts are means over drawn orders (shapley_sampled)",
+  edge_norm: "where a connection is withheld, the norm's scale stays as it was (edge_norm)",
 };
 
 function drawFacts(section) {
