@@ -17,12 +17,11 @@ constexpr JsonLimits kLimits = {.max_bytes = std::size_t{2} << 30, .max_depth = 
 
 /// In the order in which they are joined to one script: each uses only what stands before it.
 const std::vector<const char*> kLoraScripts = {
-    "chunks.js",      "selection.js",    "lora_data.js",     "stats.js",
-    "theme.js",       "dom.js",          "figure.js",        "lora_parts.js",
-    "lora_size.js",   "lora_terms.js",   "lora_features.js", "lora_spectrum.js",
-    "lora_rope.js",   "lora_wiring.js",  "lora_scores.js",   "lora_causal.js",
-    "lora_tokens.js", "lora_compare.js", "lora_summary.js",  "lora_glossary.js",
-    "lora_main.js",
+    "chunks.js",        "selection.js",     "lora_data.js",    "stats.js",        "theme.js",
+    "dom.js",           "figure.js",        "lora_parts.js",   "lora_size.js",    "lora_terms.js",
+    "lora_features.js", "lora_spectrum.js", "lora_rope.js",    "lora_wiring.js",  "lora_scores.js",
+    "lora_causal.js",   "lora_tokens.js",   "lora_compare.js", "lora_summary.js", "lora_reading.js",
+    "lora_glossary.js", "lora_main.js",
 };
 
 /// The list `name` of a result file, every entry an object. Throws InvalidFormat otherwise.

@@ -10,8 +10,8 @@ TERMS = {"QK": ["q", "k", "qk"], "VO": ["v", "o", "vo"]}
 SIDES = {"q": "read", "k": "write", "v": "read", "o": "write"}
 
 
-def head_entry(random, layer, head, circuit, rotary, values):
-    shares = random.dirichlet([4, 4, 0.4])
+def head_entry(random, layer, head, circuit, names, rotary, values):
+    shares = random.dirichlet([4, 4, 0.4][: len(names)])
     split = random.dirichlet([1, 4, 4, 0.3])
     rel = float(random.gamma(3, 0.05) * (1 + layer / 3))
     entry = {
@@ -21,7 +21,7 @@ def head_entry(random, layer, head, circuit, rotary, values):
         "cos": float(1 / np.sqrt(1 + rel**2)), "gain": float(random.normal(0, 0.02)),
         "terms": {
             name: {"fro": rel * float(np.sqrt(share)), "share": float(share), "energy": float(share)}
-            for name, share in zip(TERMS[circuit], shares)
+            for name, share in zip(names, shares)
         },
         "split": dict(zip(["in_in", "new_read", "new_write", "new_new"], map(float, split))),
         "align_lift": {"read": 1.7, "write": 1.2}, "null": {"read": 1 / 12, "write": 1 / 12},
@@ -91,21 +91,21 @@ def causal(random, layers, heads):
             "groups": groups, "heads": units, "terms": [], "term_heads": [], "edges": []}
 
 
-def make_lora_run(folder, seed=0, layers=4, heads=6, rotary=True, complete=True):
+def make_lora_run(folder, seed=0, layers=4, heads=6, rotary=True, complete=True, terms=TERMS, groups=6):
     """Writes a folder; returns what heads.json holds."""
     random = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     entries, shared, tensors = [], [], {}
     for layer in range(layers):
         here = []
-        for circuit, names in TERMS.items():
+        for circuit, names in terms.items():
             values = {
                 which: np.sort(random.gamma(2, scale, (heads, count)))[:, ::-1].copy()
                 for which, scale, count in [("base", 1, 16), ("adapted", 1.05, 16), ("delta", 0.2, 8)]
             }
             for which, rows in values.items():
                 tensors[f"layers.{layer}.{circuit}.{which}"] = rows
-            entries += [head_entry(random, layer, head, circuit, rotary, values)
+            entries += [head_entry(random, layer, head, circuit, names, rotary, values)
                         for head in range(heads)]
             for name in names[:2]:
                 load = np.sort(random.gamma(1, 1, (4, heads)), 0)[::-1]
@@ -114,7 +114,7 @@ def make_lora_run(folder, seed=0, layers=4, heads=6, rotary=True, complete=True)
         shared.append({"layer": layer, "shared": here})
     model = {"adapter": "somewhere/invented", "type": "LoRA", "rank": 4, "alpha": 8, "scale": 2.0,
              "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"], "parameters": 12345,
-             "base": {"model_type": "llama", "attention": "MHA", "hidden_size": 192, "heads": heads,
+             "base": {"model_type": "llama", "attention": "MHA", "hidden_size": 192, "heads": heads, "kv_groups": groups,
                       "layers": layers},
              "notes": ["an <invented> adapter"]}
     result = {"model": model, "layers": shared, "heads": entries}

@@ -122,6 +122,24 @@ def test_names_from_files_are_text(page):
     assert "an <invented> adapter" in page.find_element("id", "facts").text
 
 
+def reading(driver):
+    return driver.execute_script("return document.getElementById('reading').textContent")
+
+
+def test_what_follows_from_the_algebra_stands_in_words(page):
+    text = reading(page)
+    assert "adds 4 new patterns" in text and "4 new vectors to send" in text
+    assert "For the output it is the reverse" in text and "both exist" in text
+    assert "no head can" not in text
+
+
+def test_what_q_and_v_alone_cannot_do_is_said(browser, folder):  # noqa: F811
+    make_lora_run(folder / "qv", terms={"QK": ["q"], "VO": ["v"]}, complete=False, groups=2)
+    text = reading(open_page(browser, written(folder / "qv.html", folder / "qv")))
+    assert "re-reads, and never re-writes" in text and "Here neither pair is" in text
+    assert "reverse" not in text and "6 heads share 2 keys and values" in text
+
+
 def test_dark(page):
     page.execute_script("document.querySelector('[name=theme]').click()")
     wait(page, "return document.documentElement.dataset.theme === 'dark'")

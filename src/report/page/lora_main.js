@@ -56,6 +56,7 @@ function selectMostChanged() {
   drawTokens();
   drawCompare();
   drawSummary(document.getElementById("summary"), document.getElementById("mast-body"));
+  drawReading();
   drawTable(document.getElementById("table"));
   drawGlossary(document.getElementById("glossary"));
   drawFacts(document.getElementById("facts"));

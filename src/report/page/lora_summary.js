@@ -28,7 +28,7 @@ function whatItIs(run) {
     return main && `${percent(main[1])} of the change of ${circuit} is the term ${main[0]} (${(TERM_TEXTS[main[0]] ?? ": the product of these changes").split(": ")[1]})`;
   }).filter(Boolean);
   const vo = termNames(run, "VO");
-  const only = vo.length && !vo.some((name) => name.includes("o")) ? " Without an adapter on the output, no head can write where it did not write before." : "";
+  const only = vo.length && !changesOf(run, "VO").has("o") ? " Without an adapter on the output, no head can write where it did not write before." : "";
   return parts.length ? `In the median head ${parts.join("; ")}.${only}` : "";
 }
 

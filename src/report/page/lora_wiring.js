@@ -101,7 +101,7 @@ function drawGraph() {
     id: "fig-graph",
     title: "The strongest new connections",
     question: "Through which heads does the adapter re-route information?",
-    see: "Every dot is a head, every line a pair whose joint map changed most (by ρ); its width is ρ. The colour says what is new about it: the reader's adapter listens to an old writer, an old reader hears the writer's adapter, or the two adapters speak to each other. Dashed lines could be chance. The ring around a writing head is how far its own attention moved, ‖ΔM_QK‖ / ‖M_QK‖, against the most moved of them.",
+    see: "Every dot is a head, every line a pair whose joint map changed most (by ρ); its width is ρ. The colour says what is new about it: the reader's adapter listens to an old writer, an old reader hears the writer's adapter, or the two adapters speak to each other. Dashed lines could be chance. The ring around a writing head is how far its own attention moved, ‖ΔM‖ / ‖M‖ of its QK; the largest ring is the most moved of them.",
     care: "A line is a change of what one head can pass to another, by weights. Whether anything passes there on real text is another question, and a head whose attention moved re-routes without any line. Layers between are skipped over: this is the direct path only.",
     keys: ["run"],
     defaults: { count: "40", mode: "all" },
@@ -151,7 +151,7 @@ function composeGraph(f, m, { theme }) {
     hovertemplate: "layer %{x}, head %{y}<extra></extra>" });
   const layout = baseLayout(theme, { height: Math.min(640, 170 + Math.max(16 * heads, 240)), margin: { l: 56, r: 16, t: 44, b: 48 },
     xaxis: axis(theme, "layer", { showgrid: false, ...(layers.length <= 14 ? { dtick: 1 } : {}), range: [Math.min(...layers) - 0.4, Math.max(...layers) + 0.4] }),
-    yaxis: axis(theme, "head", { showgrid: false, autorange: "reversed", ...(heads <= 14 ? { dtick: 1 } : {}) }) });
+    yaxis: axis(theme, "head", { showgrid: false, range: [heads - 0.3, -0.7], ...(heads <= 14 ? { dtick: 1 } : {}) }) });
   const first = m.pairs[0];
   return { data, layout, label: `Graph of the ${m.pairs.length} most rewired pairs of heads`,
     readout: first && [el("strong", {}, `Strongest: `), `head ${shortUnit(...first.w)} → head ${shortUnit(...first.r)} ${modeTitle(first.mode)}, ρ ${number(first.rho, 3)} (${ROUTE_TEXTS[mainRoute(first)]}${missing(first.writer_qk) ? "" : `; ${movedText(first)}`}). Layer before the point, head behind it.`] };
