@@ -28,7 +28,8 @@ struct Rotary {
 };
 
 /// The norm whose output a matrix reads. weight is gamma as it multiplies (Gemma's 1 + w is added
-/// by the loader). Folding: rms  W <- diag(weight) W;  layer  W <- (I - 11^T/d) diag(weight) W.
+/// by the loader). Folding: rms  W <- diag(weight) W;  layer  W <- (I - 11^T/d) diag(weight) W; and
+/// of the norm behind the heads  O <- O diag(weight);  O <- O (I - 11^T/d) diag(weight).
 struct Norm {
   enum class Kind { none, rms, layer };
   Kind kind = Kind::none;
@@ -61,6 +62,8 @@ struct AttentionLayer {
 
   // Norms in the order data meets them.
   Norm input;           ///< before Q/K/V (or QA, KVA, Kpe); BERT: the previous block's output norm
+  Norm output;          ///< on what the heads write: alone, before it is added (Gemma 2 and 3), or
+                        ///< with what it is added to (BERT); none where nothing stands there
   Norm q_latent;        ///< on x QA, read by q and q_rope
   Norm kv_latent;       ///< on x KVA, read by k and v
   Norm q_head, k_head;  ///< per head, after projection, before rotation (Qwen3, Gemma3); k_head is

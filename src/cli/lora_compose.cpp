@@ -33,10 +33,9 @@ ComposeSource compose_source(const AdaptedModel& model, int threads) {
   for (std::int64_t i = 0; i < shape.layers; ++i) {
     source.changes.push_back(model.change(i, threads));
     source.changes.back().index = i;
+    source.output_norms.push_back(model.norms(i).output);
   }
   source.load = [&model, threads](std::int64_t layer) { return model.load(layer, threads); };
-  // BERT's residual stream is normed between any two layers.
-  if (shape.family == "bert" || shape.family == "distilbert") source.approx.insert("post_norm");
   return source;
 }
 

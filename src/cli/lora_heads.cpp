@@ -68,7 +68,6 @@ HeadsSource heads_source(const AdaptedModel& model, int threads, const at::Devic
     return model.load(layer, threads, device);
   };
   source.change = [&model, threads](std::int64_t layer) { return model.change(layer, threads); };
-  source.model_type = model.family().shape().model_type;
   source.model = lora_facts(model);
   return source;
 }

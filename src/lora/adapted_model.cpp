@@ -185,6 +185,16 @@ AttentionLayer AdaptedModel::load(std::int64_t layer, int threads, const at::Dev
   return family_->load(layer, threads, /*allow_nonfinite=*/false, device);
 }
 
+AttentionLayer AdaptedModel::norms(std::int64_t layer) const {
+  MadeSource source(
+      [this](const std::string& name, const std::vector<std::int64_t>& shape) {
+        if (shape.size() > 1) return at::zeros({}, at::kDouble).expand(shape);
+        return LoadingSource(*checkpoint_, 1, false).get(name, shape);
+      },
+      [this](const std::string& name) { return checkpoint_->has(name); });
+  return family_->assemble(layer, source);
+}
+
 namespace {
 
 /// Builds one LayerChange: every stored tensor of the adapter is read once and cut as the layer's
@@ -388,6 +398,7 @@ class Cutting {
       if (is_saved(from.weight) || is_saved(from.bias)) to = adapted.*field;
     };
     take(&AttentionLayer::input, out.input);
+    take(&AttentionLayer::output, out.output);
     take(&AttentionLayer::q_latent, out.q_latent);
     take(&AttentionLayer::kv_latent, out.kv_latent);
     take(&AttentionLayer::q_head, out.q_head);
@@ -496,6 +507,7 @@ AttentionLayer merged(const AttentionLayer& base, const LayerChange& change) {
     if (by) to = *by;
   };
   norm(out.input, change.input);
+  norm(out.output, change.output);
   norm(out.q_latent, change.q_latent);
   norm(out.kv_latent, change.kv_latent);
   norm(out.q_head, change.q_head);

@@ -66,7 +66,7 @@ DrawnPair questions_of(const HeadWrite& writer, const HeadRead& reader, const Pa
 class Run {
  public:
   Run(const ComposeSource& source, const ComposeOptions& options)
-      : source_(source), options_(options), approx_(source.approx) {
+      : source_(source), options_(options) {
     const auto layers = static_cast<std::int64_t>(source_.changes.size());
     layers_ = options_.layers;
     if (layers_.empty()) {
@@ -124,7 +124,15 @@ class Run {
   bool taken(std::int64_t layer) const {
     return std::binary_search(layers_.begin(), layers_.end(), layer);
   }
+  Norm output_norm(std::int64_t layer) const {
+    return source_.output_norms.empty() ? Norm{}
+                                        : source_.output_norms.at(static_cast<std::size_t>(layer));
+  }
   Wiring wiring(const AttentionLayer& layer) {
+    if (layer.output.kind != output_norm(layer.index).kind) {
+      fail(ErrorCode::Internal, "layer {}: the norm behind its heads was not announced",
+           layer.index);
+    }
     Wiring out = wiring_of(layer, source_.changes[static_cast<std::size_t>(layer.index)]);
     approx_.insert(out.approx.begin(), out.approx.end());
     return out;
@@ -146,7 +154,8 @@ class Run {
     rotary_ = last.rotary.layout != Rotary::Layout::none;
     for (const std::int64_t layer : layers_) {
       const MatrixChange& o = source_.changes[static_cast<std::size_t>(layer)].o;
-      writes.push_back(o.b.defined() ? o.b[0] : at::zeros({0, width_}, at::kDouble));
+      writes.push_back(o.b.defined() ? written(o.b[0], output_norm(layer))
+                                     : at::zeros({0, width_}, at::kDouble));
     }
     CompositionScreen screen(layers_, writes, offsets_);
     Progress progress("layer", static_cast<std::int64_t>(layers_.size()));

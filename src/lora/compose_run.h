@@ -14,7 +14,9 @@ struct ComposeSource {
   /// Layer `index`, float64 on the CPU; called once a layer by the screen, again for full scores.
   std::function<AttentionLayer(std::int64_t index)> load;
   std::vector<LayerChange> changes;  ///< of layers 0, 1, ..
-  std::set<std::string> approx;      ///< what the model itself makes approximate ("post_norm")
+  /// AttentionLayer::output of layers 0, 1, ..: the screen needs those of earlier layers first.
+  /// Empty: no layer has a norm behind its heads.
+  std::vector<Norm> output_norms;
 };
 
 struct ComposeOptions {

@@ -40,11 +40,12 @@ struct LayerPairScreen {
 ///
 /// Layers are handed over from the last to the first, each once: a pair is finished when its writer
 /// comes, which needs the A of later layers with their norms folded in, and the B_o of earlier
-/// ones, which no norm touches. The wide products are in float32 for d > 1024 (relative error of
-/// rho about 1e-5), else in float64.
+/// ones, with the norm behind their heads folded in. The wide products are in float32 for d > 1024
+/// (relative error of rho about 1e-5), else in float64.
 class CompositionScreen {
  public:
-  /// `writes`: B_o of every layer that takes part, [r, d] (r = 0: none). `layers`: those, rising.
+  /// `writes`: B_o of every layer that takes part, [r, d] (r = 0: none), as `written`
+  /// gives it. `layers`: those, rising.
   CompositionScreen(std::vector<std::int64_t> layers, std::vector<at::Tensor> writes,
                     std::vector<std::int64_t> offsets);
 

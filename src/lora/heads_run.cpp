@@ -4,7 +4,6 @@
 #include <ATen/Parallel.h>
 #include <torch/headeronly/version.h>
 
-#include <array>
 #include <chrono>
 #include <deque>
 #include <future>
@@ -37,8 +36,8 @@ AttentionLayer moved(AttentionLayer layer, const at::Device& device) {
   to_device(device, {&layer.q, &layer.q_rope, &layer.k, &layer.v, &layer.o, &layer.qa, &layer.kva,
                      &layer.kpe, &layer.ob, &layer.q_bias, &layer.k_bias, &layer.v_bias,
                      &layer.o_bias, &layer.qa_bias, &layer.kva_bias, &layer.kpe_bias});
-  for (Norm* norm :
-       {&layer.input, &layer.q_latent, &layer.kv_latent, &layer.q_head, &layer.k_head}) {
+  for (Norm* norm : {&layer.input, &layer.output, &layer.q_latent, &layer.kv_latent, &layer.q_head,
+                     &layer.k_head}) {
     to_device(device, {&norm->weight, &norm->bias});
   }
   return layer;
@@ -51,22 +50,14 @@ LayerChange moved(LayerChange change, const at::Device& device) {
   }
   to_device(device, {&change.q_bias, &change.k_bias, &change.v_bias, &change.o_bias,
                      &change.qa_bias, &change.kva_bias, &change.kpe_bias});
-  for (std::optional<Norm>* norm :
-       {&change.input, &change.q_latent, &change.kv_latent, &change.q_head, &change.k_head}) {
+  for (std::optional<Norm>* norm : {&change.input, &change.output, &change.q_latent,
+                                    &change.kv_latent, &change.q_head, &change.k_head}) {
     if (*norm) to_device(device, {&(*norm)->weight, &(*norm)->bias});
   }
   return change;
 }
 
-/// Models whose attention output goes through a norm before it joins the residual stream.
-bool has_post_norm(const std::string& model_type) {
-  static constexpr std::array kTypes = {"gemma2", "gemma3", "gemma3_text",
-                                        "olmo2",  "olmo3",  "glm4"};
-  return std::find(kTypes.begin(), kTypes.end(), model_type) != kTypes.end();
-}
-
 std::vector<std::string> approximations(const AttentionLayer& layer, const LayerChange& change,
-                                        const std::string& model_type,
                                         const HeadsOptions& options) {
   std::vector<std::string> flags;
   const auto flag = [&](bool is, const char* name) {
@@ -75,7 +66,7 @@ std::vector<std::string> approximations(const AttentionLayer& layer, const Layer
   flag(layer.q_head.kind != Norm::Kind::none || layer.k_head.kind != Norm::Kind::none,
        "QK:qk_norm");
   flag(layer.is_mla() && (change.qa.defined() || change.kva.defined()), "mla_rms");
-  flag(has_post_norm(model_type), "VO:post_norm");
+  flag(layer.output.kind != Norm::Kind::none, "VO:post_norm");
   flag(options.second_moment.empty(), "data_unweighted");
   bool dora = false;
   for (const MatrixChange* matrix : {&change.q, &change.q_rope, &change.k, &change.v, &change.o,
@@ -83,7 +74,7 @@ std::vector<std::string> approximations(const AttentionLayer& layer, const Layer
     dora |= matrix->gain.defined();
   }
   flag(dora, "dora");
-  flag(change.input.has_value() && !options.fold_norm, "norm_not_folded");
+  flag((change.input || change.output) && !options.fold_norm, "norm_not_folded");
   flag(layer.values_share_key && layer.rotary.layout != Rotary::Layout::none, "VO:values_rotated");
   flag((layer.is_mla() || layer.qa.defined()) &&
            (layer.qa_bias.defined() || layer.kva_bias.defined() || layer.kpe_bias.defined()),
@@ -163,8 +154,7 @@ class Stage {
 };
 
 /// Everything that takes sums over the model's width; the matrices are needed no more.
-void multiply(Work& work, const std::string& model_type, const HeadsOptions& options,
-              const MetricOptions& given) {
+void multiply(Work& work, const HeadsOptions& options, const MetricOptions& given) {
   MetricOptions metrics = given;
   const at::Tensor weight = weight_of(work.layer, options);
   if (weight.defined()) metrics.weight = weight.to(options.device);
@@ -175,7 +165,7 @@ void multiply(Work& work, const std::string& model_type, const HeadsOptions& opt
   result.layer = layer.index;
   result.offset_mode = range_text(options.window);
   result.curve = options.curve;
-  result.approx = approximations(layer, change, model_type, options);
+  result.approx = approximations(layer, change, options);
   CircuitOptions how;
   how.fold_norm = options.fold_norm;
   {
@@ -266,7 +256,7 @@ class Pipeline {
         work.change = source_.change(layer);
         synchronize(options_.device);
       }
-      if (early_) multiply(work, source_.model_type, options_, metrics_);
+      if (early_) multiply(work, options_, metrics_);
       return work;
     });
   }
@@ -277,7 +267,7 @@ class Pipeline {
                       [this, alone, work = std::move(work)]() mutable {
                         // Of the calling thread alone.
                         if (!alone) at::set_num_threads(std::max(1, threads_ / at_once_));
-                        if (!early_) multiply(work, source_.model_type, options_, metrics_);
+                        if (!early_) multiply(work, options_, metrics_);
                         find_results(work, metrics_);
                         describe(work);
                         return std::move(work);
@@ -303,11 +293,11 @@ class Pipeline {
 }  // namespace
 
 LayerResult layer_heads(const AttentionLayer& layer, const LayerChange& change,
-                        const std::string& model_type, const HeadsOptions& options) {
+                        const HeadsOptions& options) {
   const MetricOptions metrics = metric_options(options);
   Work work;
   work.layer = layer, work.change = change;
-  multiply(work, model_type, options, metrics);
+  multiply(work, options, metrics);
   find_results(work, metrics);
   return std::move(work.result);
 }
@@ -437,7 +427,7 @@ Json run_lora_rope(const HeadsSource& source, const HeadsOptions& options) {
     if (weight.defined()) metrics.weight = weight.to(options.device);
     LayerResult result;
     result.layer = layer.index;
-    result.approx = approximations(layer, change, source.model_type, options);
+    result.approx = approximations(layer, change, options);
     for (const Circuit& circuit : circuits(layer, change, {.fold_norm = options.fold_norm})) {
       if (circuit.rotary.layout == Rotary::Layout::none) continue;
       const CircuitMetrics m = circuit_metrics(circuit, metrics);

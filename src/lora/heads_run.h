@@ -17,7 +17,6 @@ namespace subspace {
 struct HeadsSource {
   std::function<AttentionLayer(std::int64_t layer)> load;
   std::function<LayerChange(std::int64_t layer)> change;
-  std::string model_type;
   Json model;  ///< what the files say of both under "model"
 };
 
@@ -41,7 +40,7 @@ struct HeadsOptions {
 
 /// Everything of one layer: what `lora heads` writes of it.
 LayerResult layer_heads(const AttentionLayer& layer, const LayerChange& change,
-                        const std::string& model_type, const HeadsOptions& options);
+                        const HeadsOptions& options);
 
 /// `subspace lora heads`: heads.json, heads.csv and heads.safetensors in the folder, each whole or
 /// not at all, written when the last layer is done. The next layer is read while one is computed;

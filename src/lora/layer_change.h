@@ -38,7 +38,7 @@ struct LayerChange {
 
   // What is added to the biases of the same names, and norms saved whole, which replace the base's.
   at::Tensor q_bias, k_bias, v_bias, o_bias, qa_bias, kva_bias, kpe_bias;
-  std::optional<Norm> input, q_latent, kv_latent, q_head, k_head;
+  std::optional<Norm> input, output, q_latent, kv_latent, q_head, k_head;
 };
 
 }  // namespace subspace

@@ -238,6 +238,23 @@ void scale_columns(std::vector<Piece>& pieces, const Norm& norm, const std::opti
   pieces = std::move(all);
 }
 
+void scale_written(std::vector<Piece>& pieces, const Norm& norm, const std::optional<Norm>& changed,
+                   const char* name, SwitchNames& names) {
+  if (norm.kind == Norm::Kind::none) return;
+  const auto scaled = [&](const at::Tensor& gamma, SwitchSet set) {
+    return with_spans(pieces, set, [&](const at::Tensor& x) {
+      const bool centred = norm.kind == Norm::Kind::layer;
+      return gamma.unsqueeze(1) * (centred ? x - x.mean(1, /*keepdim=*/true) : x);
+    });
+  };
+  std::vector<Piece> all = scaled(norm.weight, 0);
+  if (changed) {
+    require_same_kind(norm, *changed, name);
+    append(all, scaled(changed->weight - norm.weight, names.bit(name)));
+  }
+  pieces = std::move(all);
+}
+
 void append_bias(std::vector<Piece>& pieces, const at::Tensor& bias, const at::Tensor& added,
                  SwitchSet set) {
   const at::Tensor weight = pieces.front().span;

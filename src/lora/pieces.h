@@ -50,6 +50,11 @@ void scale_rows(std::vector<Piece>& pieces, const Norm& norm, const std::optiona
 void scale_columns(std::vector<Piece>& pieces, const Norm& norm, const std::optional<Norm>& changed,
                    const char* name, SwitchNames& names);
 
+/// Y <- N Y of the pieces of what is written, Y^T, for the norm behind it: rms N = diag(gamma),
+/// layer N = diag(gamma) (I - 11^T/d); a changed norm likewise.
+void scale_written(std::vector<Piece>& pieces, const Norm& norm, const std::optional<Norm>& changed,
+                   const char* name, SwitchNames& names);
+
 /// A last row: the bias on the base, zero on spans of changes; what a change adds to the bias is a
 /// piece of rank one that takes part in `set`.
 void append_bias(std::vector<Piece>& pieces, const at::Tensor& bias, const at::Tensor& added,

@@ -118,6 +118,11 @@ at::Tensor homogeneous(const at::Tensor& x, Norm::Kind kind) {
   return at::cat({scaled, at::ones_like(scaled.narrow(1, 0, 1))}, 1);
 }
 
+/// What a norm makes of x, but for its scale and bias.
+at::Tensor passed_on(const at::Tensor& x, const Norm& norm) {
+  return norm.weight * (norm.kind == Norm::Kind::layer ? x - x.mean(1, true) : x);
+}
+
 /// Biases of the base and of the adapter, norms folded (and trained), against plain projections.
 double biases_and_norms(std::uint64_t seed) {
   Draw draw(seed);
@@ -133,7 +138,12 @@ double biases_and_norms(std::uint64_t seed) {
       return Norm{kind, draw.normal({h.d}), layer_norm ? draw.normal({h.d}) : at::Tensor{}, 0};
     };
     h.layer.input = random_norm();
-    if (draw.whole(0, 1) == 1) h.change.input = random_norm();
+    h.layer.output = random_norm();
+    if (draw.whole(0, 1) == 1) {
+      h.change.input = random_norm();
+      h.change.output = random_norm();
+    }
+    const Norm& behind = h.change.output ? *h.change.output : h.layer.output;
     const Norm& norm = h.change.input ? *h.change.input : h.layer.input;
     const at::Tensor x = draw.normal({6, h.d}), seen = normed(x, norm);
     const at::Tensor coordinates = homogeneous(x, kind);
@@ -148,8 +158,8 @@ double biases_and_norms(std::uint64_t seed) {
       const at::Tensor v = at::matmul(seen, merged(h.layer.v, h.change.v)[g]) + h.layer.v_bias[g];
       worst = std::max(worst, error_of(at::matmul(at::matmul(coordinates, qk[i]), coordinates.t()),
                                        at::matmul(q, k.t())));
-      worst = std::max(worst, error_of(at::matmul(coordinates, vo[i]),
-                                       at::matmul(v, merged(h.layer.o, h.change.o)[i])));
+      const at::Tensor message = at::matmul(v, merged(h.layer.o, h.change.o)[i]);
+      worst = std::max(worst, error_of(at::matmul(coordinates, vo[i]), passed_on(message, behind)));
     }
   }
   return worst;

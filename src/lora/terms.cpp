@@ -70,6 +70,9 @@ class Builder {
       right =
           chained(transposed_pieces({"o_b", layer_.index, layer_.ob, change_.ob}, names_), right);
     }
+    if (options_.fold_norm) {
+      scale_written(right, layer_.output, change_.output, "output_norm", names_);
+    }
     return finish(std::move(circuit), std::move(left), std::move(right));
   }
 

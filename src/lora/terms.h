@@ -64,8 +64,9 @@ struct Term {
 };
 
 struct CircuitOptions {
-  /// The input norm's weight (LayerNorm: and its centring) as part of what reads its output; its
-  /// trained replacement is then a change of its own, "norm".
+  /// The input norm's weight (LayerNorm: and its centring) as part of what reads its output, that
+  /// of a norm behind the heads as part of what they write; trained replacements are then changes
+  /// of their own, "norm" and "output_norm".
   bool fold_norm = false;
   /// Coordinates [x, 1]: biases of Q, K, V as a last row, a zero row on A. Not for latents.
   bool homogeneous = false;
@@ -75,8 +76,8 @@ struct CircuitOptions {
 /// with a rotary key), VO. An absent change leaves its terms out altogether.
 ///
 /// Names of the changes: q, k, v, o; through latents q_a, q_b, kv_a, kv_b and, with an output
-/// latent, o_a, o_b; norm, q_a_norm, kv_a_norm, q_norm, k_norm for norms saved whole. A matrix
-/// saved whole adds ".full"; DoRA's W' = W + W (G - I) + A B G has ".mag" and ".dir".
+/// latent, o_a, o_b; norm, output_norm, q_a_norm, kv_a_norm, q_norm, k_norm for norms saved whole.
+/// A matrix saved whole adds ".full"; DoRA's W' = W + W (G - I) + A B G has ".mag" and ".dir".
 ///
 /// Throws InvalidShape (layer, matrix, found, expected) for a change that does not fit the layer,
 /// NotFinite for one with NaN or Inf, Unsupported for a kind of norm that changes. Costs copies of

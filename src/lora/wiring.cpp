@@ -28,7 +28,8 @@ void require_low_rank(const AttentionLayer& layer, const LayerChange& change) {
            name);
     }
   }
-  if (change.input || change.q_latent || change.kv_latent || change.q_head || change.k_head) {
+  if (change.input || change.output || change.q_latent || change.kv_latent || change.q_head ||
+      change.k_head) {
     fail(ErrorCode::Unsupported,
          "layer {}: the adapter saved a norm whole (modules_to_save), which changes all that reads "
          "it at full rank; composition reads low-rank changes alone",
@@ -201,6 +202,12 @@ void mla_reads(const AttentionLayer& layer, const LayerChange& folded, const Lay
 
 }  // namespace
 
+at::Tensor written(const at::Tensor& x, const Norm& norm) {
+  if (norm.kind == Norm::Kind::none) return x;
+  const bool centred = norm.kind == Norm::Kind::layer;
+  return (centred ? x - x.mean(-1, /*keepdim=*/true) : x) * norm.weight;
+}
+
 Wiring wiring_of(const AttentionLayer& layer, const LayerChange& change) {
   require_low_rank(layer, change);
   const AttentionLayer base = fold_norms(layer);
@@ -221,11 +228,12 @@ Wiring wiring_of(const AttentionLayer& layer, const LayerChange& change) {
     out.k = plain_reads(base.k, folded.k, change.k.a);
     out.v = plain_reads(base.v, folded.v, change.v.a);
   }
-  out.o.w = base.o;
+  if (layer.output.kind != Norm::Kind::none) out.approx.insert("post_norm");
+  out.o.w = written(base.o, layer.output);
   const std::int64_t heads = base.o.size(0), d_v = base.o.size(1), width = base.o.size(2);
   if (folded.o.a.defined()) {
     out.o.a = folded.o.a.expand({heads, -1, -1});
-    out.o.b = shared(folded.o.b);
+    out.o.b = written(shared(folded.o.b), layer.output);
   } else {
     out.o.a = at::zeros({heads, d_v, 0}, base.o.options());
     out.o.b = at::zeros({0, width}, base.o.options());

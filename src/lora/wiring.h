@@ -36,7 +36,7 @@ struct Wiring {
   Reads q, k, v;
   Writes o;
   Rotary rotary;                 ///< of the k axis of q and k
-  std::set<std::string> approx;  ///< what is left out: "qk_norm", "mla_rms", "shared_value_key"
+  std::set<std::string> approx;  ///< what is left out: "qk_norm", "mla_rms", "post_norm"
 
   std::int64_t heads() const { return q.w.size(0); }
   std::int64_t width() const { return q.w.size(1); }
@@ -45,8 +45,13 @@ struct Wiring {
   }
 };
 
-/// Folds norms into the layer and into A (RMSNorm: diag(gamma); LayerNorm: centring too), and norms
-/// on queries and keys into the columns. Attention's biases have no part in composition.
+/// What heads write, x [.., d], through the norm behind them, but for its scale: x diag(gamma),
+/// LayerNorm: x (I - 11^T/d) diag(gamma); without a norm x itself.
+at::Tensor written(const at::Tensor& x, const Norm& norm);
+
+/// Folds norms into the layer and into A (RMSNorm: diag(gamma); LayerNorm: centring too), norms on
+/// queries and keys into the columns, and one behind the heads into O and B_o. Attention's biases
+/// have no part in composition.
 ///
 /// Throws Unsupported, naming layer and matrix, where the change is not of the form above: DoRA's
 /// magnitudes, matrices or norms saved whole, a shared output latent (o then writes to a latent,

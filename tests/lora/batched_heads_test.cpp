@@ -212,8 +212,8 @@ TEST(HeadsRun, AGpuGivesTheSame) {
   }
   for (const LayerCase& given : layer_cases()) {
     const ::testing::ScopedTrace trace(__FILE__, __LINE__, given.name);
-    const LayerResult on_cpu = layer_heads(given.layer, given.change, "llama", cpu);
-    const LayerResult on_gpu = layer_heads(given.layer, given.change, "llama", gpu);
+    const LayerResult on_cpu = layer_heads(given.layer, given.change, cpu);
+    const LayerResult on_gpu = layer_heads(given.layer, given.change, gpu);
     ASSERT_EQ(on_cpu.circuits.size(), on_gpu.circuits.size());
     for (std::size_t c = 0; c < on_cpu.circuits.size(); ++c) {
       expect_same(on_gpu.circuits[c].metrics, on_cpu.circuits[c].metrics, 1e-10);

@@ -42,7 +42,7 @@ LayerChange example_change() {
 
 Json entry(const AttentionLayer& layer, const LayerChange& change, const std::string& circuit,
            const HeadsOptions& options = {}) {
-  for (const Json& head : heads_json(layer_heads(layer, change, "llama", options))) {
+  for (const Json& head : heads_json(layer_heads(layer, change, options))) {
     if (head.at("circuit") == circuit && head.at("head") == 0) return head;
   }
   return {};

@@ -89,7 +89,7 @@ std::vector<CircuitMetrics> on_threads(const RandomLayer& given, int threads) {
   HeadsOptions options;
   options.window = {0};
   std::vector<CircuitMetrics> out;
-  for (CircuitResult& circuit : layer_heads(given.layer, given.change, "llama", options).circuits) {
+  for (CircuitResult& circuit : layer_heads(given.layer, given.change, options).circuits) {
     out.push_back(std::move(circuit.metrics));
   }
   at::set_num_threads(before);
@@ -117,7 +117,7 @@ TEST(SmallDecompositions, SpectraDoNotDependOnThreads) {
 TEST(SmallDecompositions, NanInTheWeightsIsNoResult) {
   RandomLayer given(0, 30, 2, 1, 5, 5);
   given.layer.v[0][3][2] = std::nan("");
-  EXPECT_ANY_THROW(layer_heads(given.layer, given.change, "llama", {}));
+  EXPECT_ANY_THROW(layer_heads(given.layer, given.change, {}));
 }
 
 }  // namespace

@@ -24,7 +24,8 @@ class Bert final : public FamilyBase {
                    : fmt::format("{}encoder.layer.{}.output.LayerNorm", base_, layer - 1);
     AttentionLayer out = encoder_layer(
         shape(),
-        {self + "query", self + "key", self + "value", block + "attention.output.dense", norm},
+        {self + "query", self + "key", self + "value", block + "attention.output.dense", norm,
+         block + "attention.output.LayerNorm"},
         config().number_or("layer_norm_eps", 1e-12), source);
     out.causal = config().boolean_or("is_decoder", false);
     return out;

@@ -28,7 +28,7 @@ class DistilBert final : public FamilyBase {
                    : fmt::format("{}transformer.layer.{}.output_layer_norm", base_, layer - 1);
     return encoder_layer(shape(),
                          {attention + "q_lin", attention + "k_lin", attention + "v_lin",
-                          attention + "out_lin", norm},
+                          attention + "out_lin", norm, block + "sa_layer_norm"},
                          1e-12, source);
   }
 

@@ -31,8 +31,12 @@ AttentionLayer encoder_layer(const ModelShape& shape, const EncoderNames& names,
   out.k_bias = bias_of_heads(bias(names.key), heads);
   out.v_bias = bias_of_heads(bias(names.value), heads);
   out.o_bias = bias(names.output);
-  out.input = {Norm::Kind::layer, source.get(names.input_norm + ".weight", {width}),
-               source.get(names.input_norm + ".bias", {width}), eps};
+  auto norm = [&](const std::string& name) {
+    return Norm{Norm::Kind::layer, source.get(name + ".weight", {width}),
+                source.get(name + ".bias", {width}), eps};
+  };
+  out.input = norm(names.input_norm);
+  if (!names.output_norm.empty()) out.output = norm(names.output_norm);
   out.softmax_scale = 1 / std::sqrt(static_cast<double>(width / heads));
   out.causal = false;
   return out;

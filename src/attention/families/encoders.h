@@ -8,6 +8,7 @@ namespace subspace {
 struct EncoderNames {
   std::string query, key, value, output;  ///< projections, without ".weight"
   std::string input_norm;                 ///< the LayerNorm whose output attention reads
+  std::string output_norm;                ///< the one on the sum that attention is added to, if any
 };
 
 /// Multi-head attention without rotation: four Linear layers with optional biases.

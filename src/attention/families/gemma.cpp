@@ -51,6 +51,13 @@ class Gemma final : public GroupedQuery {
 
   AttentionLayer build(std::int64_t layer, TensorSource& source) const override {
     AttentionLayer out = projections(layer, source, /*unit_offset=*/true);
+    if (model_type() != "gemma") {
+      out.output = out.input;
+      out.output.weight = source.get(fmt::format("{}layers.{}.post_attention_layernorm.weight",
+                                                 decoder_prefix(), layer),
+                                     {shape().hidden_size}) +
+                          1;
+    }
     const double scalar = model_type() == "gemma"
                               ? static_cast<double>(head_dim())
                               : config().number_or("query_pre_attn_scalar", 256);

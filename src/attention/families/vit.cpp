@@ -20,7 +20,7 @@ class Vit final : public FamilyBase {
     const std::string self = block + "attention.attention.";
     return encoder_layer(shape(),
                          {self + "query", self + "key", self + "value",
-                          block + "attention.output.dense", block + "layernorm_before"},
+                          block + "attention.output.dense", block + "layernorm_before", ""},
                          config().number_or("layer_norm_eps", 1e-12), source);
   }
 

@@ -96,7 +96,7 @@ const FACTS = [
 const APPROX_TEXTS = {
   qk_norm: "norms on queries and keys are folded in, their scalars a token left out (qk_norm)",
   mla_rms: "the latents' norms change a token's scale, which weights do not show (mla_rms)",
-  post_norm: "the norm behind attention is left out (post_norm)",
+  post_norm: "of the norm behind attention the weight is folded in where norms are, its scale a token left out (post_norm)",
   data_unweighted: "all directions of the residual count alike (data_unweighted)",
   dora: "DoRA's gains are terms of their own (dora)",
   norm_not_folded: "the input norm that training changed is left out (norm_not_folded)",
