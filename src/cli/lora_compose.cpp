@@ -4,6 +4,7 @@
 #include "base/error.h"
 #include "cli/lora.h"
 #include "lora/compose_run.h"
+#include "lora/layer_origin.h"
 
 namespace subspace {
 namespace {
@@ -33,7 +34,7 @@ ComposeSource compose_source(const AdaptedModel& model, int threads) {
   for (std::int64_t i = 0; i < shape.layers; ++i) {
     source.changes.push_back(model.change(i, threads));
     source.changes.back().index = i;
-    source.output_norms.push_back(model.norms(i).output);
+    source.output_norms.push_back(layer_norms(model.family(), model.checkpoint(), i).output);
   }
   source.load = [&model, threads](std::int64_t layer) { return model.load(layer, threads); };
   return source;

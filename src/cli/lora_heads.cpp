@@ -8,7 +8,9 @@
 #include "base/progress.h"
 #include "cli/lora.h"
 #include "lora/adapter_alone.h"
+#include "lora/embeddings.h"
 #include "lora/heads_run.h"
+#include "lora/layer_origin.h"
 
 namespace subspace {
 namespace {
@@ -16,7 +18,8 @@ namespace {
 struct HeadsArguments {
   LoraInput input;
   std::string out, layers, offsets, second_moment;
-  bool fold_norm = false;
+  bool fold_norm = false, embedding_moment = false, token_copying = false, gain_free = false;
+  std::int64_t vectors = 0;
 };
 
 /// The largest distance that is looked at where nothing is said, if the model goes that far.
@@ -48,6 +51,20 @@ std::vector<std::int64_t> chosen_layers(const AdaptedModel& model, const std::st
   return layers;
 }
 
+/// What is computed from the base's embeddings.
+void read_embeddings(const HeadsArguments& arguments, const AdaptedModel& model, int threads,
+                     HeadsOptions& options) {
+  if (!arguments.embedding_moment && !arguments.token_copying) return;
+  const TokenTable input = input_embedding(model.checkpoint(), threads);
+  if (arguments.embedding_moment) {
+    const Norm norm = layer_norms(model.family(), model.checkpoint(), 0).input;
+    options.embedding_moment = embedding_moment(input, norm, options.fold_norm);
+  }
+  if (arguments.token_copying) {
+    options.token_map = token_map(input, output_embedding(model.checkpoint(), threads));
+  }
+}
+
 HeadsOptions options_of(const HeadsArguments& arguments, const GlobalOptions& globals,
                         const AdaptedModel& model) {
   HeadsOptions options;
@@ -58,6 +75,8 @@ HeadsOptions options_of(const HeadsArguments& arguments, const GlobalOptions& gl
   options.curve = kListedOffsets;
   options.fold_norm = arguments.fold_norm;
   options.second_moment = arguments.second_moment;
+  options.vectors = arguments.vectors;
+  options.gain_free = arguments.gain_free;
   options.device = chosen_device(globals);
   return options;
 }
@@ -210,6 +229,7 @@ void heads(const HeadsArguments& arguments, const GlobalOptions& globals) {
     return heads_of_adapter(arguments, globals, &model, missing);
   }
   HeadsOptions options = options_of(arguments, globals, model);
+  read_embeddings(arguments, model, threads, options);
   options.on_layer = show_layer;
   const Json result = run_lora_heads(heads_source(model, threads, options.device), options);
   if (globals.json) {
@@ -228,6 +248,7 @@ void rope(const HeadsArguments& arguments, const GlobalOptions& globals) {
   const AdaptedModel model = open_adapted(arguments.input, /*need_weights=*/true);
   HeadsOptions options = options_of(arguments, globals, model);
   options.curve = options.window;
+  read_embeddings(arguments, model, threads, options);
   const Json result = run_lora_rope(heads_source(model, threads, options.device), options);
   if (globals.json) {
     std::printf("%s\n", result.dump().c_str());
@@ -261,9 +282,14 @@ void add_options(CLI::App& command, HeadsArguments& arguments) {
                      "position: 0:257, 0:257:8 or 0,1,16 (default: 0 to 256, or the context)");
   command.add_flag("--fold-norm", arguments.fold_norm,
                    "fold the input norm into what reads its output, on both sides");
-  command.add_option("--second-moment", arguments.second_moment,
-                     "safetensors file with layers.<L>.second_moment [d, d], the mean of x^T x of\n"
-                     "what the projections read: directions then count as data has them");
+  CLI::Option* file = command.add_option(
+      "--second-moment", arguments.second_moment,
+      "safetensors file with layers.<L>.second_moment [d, d], the mean of x^T x of\n"
+      "what the projections read: directions then count as data has them");
+  command
+      .add_flag("--embedding-moment", arguments.embedding_moment,
+                "without data: layer 0 is weighted by what the embeddings let it read")
+      ->excludes(file);
 }
 
 }  // namespace
@@ -283,6 +309,16 @@ void add_lora_heads(CLI::App& lora, const GlobalOptions& globals) {
       "Without the base's weights: what the adapter says by itself, and what is missing, in\n"
       "adapter.json and its tables; with the base's config.json alone, head by head.");
   add_options(*command, *arguments);
+  command
+      ->add_option(
+          "--vectors", arguments->vectors,
+          "leading singular vectors of every M, M' and dM to keep in heads.safetensors, in\n"
+          "the model's space; `lora tokens` finds words near them")
+      ->check(CLI::Range(0, 64));
+  command->add_flag("--token-copying", arguments->token_copying,
+                    "copying of VO also from tokens to tokens, through the base's embeddings");
+  command->add_flag("--gain-free", arguments->gain_free,
+                    "intruders also of M' - gain M, without what only rescales the head");
   command->callback([arguments, &globals] { heads(*arguments, globals); });
 }
 

@@ -185,16 +185,6 @@ AttentionLayer AdaptedModel::load(std::int64_t layer, int threads, const at::Dev
   return family_->load(layer, threads, /*allow_nonfinite=*/false, device);
 }
 
-AttentionLayer AdaptedModel::norms(std::int64_t layer) const {
-  MadeSource source(
-      [this](const std::string& name, const std::vector<std::int64_t>& shape) {
-        if (shape.size() > 1) return at::zeros({}, at::kDouble).expand(shape);
-        return LoadingSource(*checkpoint_, 1, false).get(name, shape);
-      },
-      [this](const std::string& name) { return checkpoint_->has(name); });
-  return family_->assemble(layer, source);
-}
-
 namespace {
 
 /// Builds one LayerChange: every stored tensor of the adapter is read once and cut as the layer's

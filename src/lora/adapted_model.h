@@ -35,8 +35,6 @@ class AdaptedModel {
 
   /// The base's layer. Throws NotFound without the base's weights, else as Family::load.
   AttentionLayer load(std::int64_t layer, int threads, const at::Device& device = at::kCPU) const;
-  /// The base's layer with its norms and biases alone, all other numbers zero: reads vectors only.
-  AttentionLayer norms(std::int64_t layer) const;
   /// What the adapter does to that layer; nothing defined if it leaves the layer alone. O(size of
   /// A, B and of what is saved whole); with DoRA O(size of the adapted matrices).
   LayerChange change(std::int64_t layer, int threads) const;

@@ -14,6 +14,9 @@ namespace {
 
 Json number(double value) { return std::isfinite(value) ? Json(value) : Json(nullptr); }
 
+/// Of the energy of a change's rescaling: what is left beside it is not known if it is less.
+constexpr double kLeastRest = 1e-10;
+
 /// Elements of a contiguous float64 tensor on the CPU, by row.
 class Rows {
  public:
@@ -50,6 +53,7 @@ class HeadEntries {
  public:
   HeadEntries(const LayerResult& layer, const CircuitResult& circuit)
       : layer_(layer),
+        circuit_(circuit),
         metrics_(circuit.metrics),
         gram_(metrics_.gram),
         fro_(metrics_.fro),
@@ -75,6 +79,13 @@ class HeadEntries {
       json[metrics_.circuit == "VO" ? "copying" : "matching"] = Rows(metrics_.eigen).list(head);
     }
     if (metrics_.curve.defined()) curve(json, head);
+    if (metrics_.circuit == "VO" && layer_.copying_tokens.defined()) {
+      json["copying_tokens"] = Rows(layer_.copying_tokens).list(head);
+    }
+    if (circuit_.gain_free.intruder_vec.defined()) {
+      intruders(json, head, "_gain_free", circuit_.gain_free.intruder_vec,
+                circuit_.gain_free.intruder_sub);
+    }
     biases(json, head);
     json["approx"] = approx_json(layer_, metrics_.circuit);
     return json;
@@ -139,13 +150,22 @@ class HeadEntries {
     }
   }
 
-  void directions(Json& json, std::int64_t head) const {
-    double all = 0;
+  /// The four parts of |dM|^2, of which the rescaling of M, `gain_energy`, lies within the first.
+  Json split(std::int64_t head, double gain_energy) const {
+    double all = -gain_energy;
     for (std::int64_t j = 0; j < 4; ++j) all += split_.at(head, j);
-    json["split"] = {{"in_in", number(split_.at(head, 0) / all)},
-                     {"new_read", number(split_.at(head, 1) / all)},
-                     {"new_write", number(split_.at(head, 2) / all)},
-                     {"new_new", number(split_.at(head, 3) / all)}};
+    // Beyond that, the difference is rounding.
+    if (all <= kLeastRest * gain_energy) all = std::nan("");
+    return {{"in_in", number(std::max(0.0, split_.at(head, 0) - gain_energy) / all)},
+            {"new_read", number(split_.at(head, 1) / all)},
+            {"new_write", number(split_.at(head, 2) / all)},
+            {"new_new", number(split_.at(head, 3) / all)}};
+  }
+
+  void directions(Json& json, std::int64_t head) const {
+    json["split"] = split(head, 0);
+    const double rescaled = with_delta(head, 0) / fro_.at(head, 0);
+    json["split_gain_free"] = split(head, rescaled * rescaled);
     json["align_lift"] = {{"read", number(align_.at(head, 0) / metrics_.null_read)},
                           {"write", number(align_.at(head, 1) / metrics_.null_write)}};
     json["null"] = {{"read", metrics_.null_read}, {"write", metrics_.null_write}};
@@ -182,11 +202,15 @@ class HeadEntries {
     json["rank_bound"] = metrics_.rank_bound;
     json["rank_num"] = static_cast<std::int64_t>(Rows(metrics_.rank_delta).at(head));
     json["amplification"] = number(Rows(metrics_.amplification).at(head));
-    for (const auto& [name, counts] : {std::pair{"intruder_vec", &metrics_.intruder_vec},
-                                       {"intruder_sub", &metrics_.intruder_sub}}) {
+    intruders(json, head, "", metrics_.intruder_vec, metrics_.intruder_sub);
+  }
+
+  static void intruders(Json& json, std::int64_t head, const std::string& kind,
+                        const at::Tensor& vec, const at::Tensor& sub) {
+    for (const auto& [name, counts] : {std::pair{"intruder_vec", &vec}, {"intruder_sub", &sub}}) {
       const Rows rows(*counts);
-      json[name] = {{"left", static_cast<std::int64_t>(rows.at(head, 0))},
-                    {"right", static_cast<std::int64_t>(rows.at(head, 1))}};
+      json[name + kind] = {{"left", static_cast<std::int64_t>(rows.at(head, 0))},
+                           {"right", static_cast<std::int64_t>(rows.at(head, 1))}};
     }
   }
 
@@ -215,6 +239,7 @@ class HeadEntries {
   }
 
   const LayerResult& layer_;
+  const CircuitResult& circuit_;
   const CircuitMetrics& metrics_;
   Rows gram_, fro_, split_, align_;
   std::vector<Rows> values_;  // base, adapted, delta
@@ -253,6 +278,11 @@ std::string joined(const Json& flags) {
 }
 
 }  // namespace
+
+at::Tensor gain_of(const CircuitMetrics& metrics) {
+  const at::Tensor with_base = metrics.gram.select(1, 0);
+  return with_base.narrow(1, 1, with_base.size(1) - 1).sum(1) / with_base.select(1, 0);
+}
 
 Json approx_json(const LayerResult& result, const std::string& circuit) {
   Json out = Json::array();
@@ -343,6 +373,13 @@ void write_head_values(const std::filesystem::path& path, const std::vector<Laye
                                          {"adapted", &m.values_adapted},
                                          {"delta", &m.values_delta}}) {
         if (values->defined() && values->numel() > 0) tensors.emplace_back(name + part, *values);
+      }
+      const HeadVectors& v = circuit.vectors;
+      for (const auto& [part, pair] :
+           {std::pair{"base", &v.base}, {"adapted", &v.adapted}, {"delta", &v.delta}}) {
+        if (!pair->left.defined() || pair->left.numel() == 0) continue;
+        tensors.emplace_back(name + "vectors." + part + ".left", pair->left);
+        tensors.emplace_back(name + "vectors." + part + ".right", pair->right);
       }
       for (const SharedBasis& basis : circuit.shared) {
         const std::string shared = name + "shared." + basis.change + ".";

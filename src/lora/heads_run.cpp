@@ -57,6 +57,11 @@ LayerChange moved(LayerChange change, const at::Device& device) {
   return change;
 }
 
+/// Whether directions of what the layer reads count as data, or the embeddings, have them.
+bool weighs(const AttentionLayer& layer, const HeadsOptions& options) {
+  return !options.second_moment.empty() || (layer.index == 0 && options.embedding_moment.defined());
+}
+
 std::vector<std::string> approximations(const AttentionLayer& layer, const LayerChange& change,
                                         const HeadsOptions& options) {
   std::vector<std::string> flags;
@@ -67,7 +72,8 @@ std::vector<std::string> approximations(const AttentionLayer& layer, const Layer
        "QK:qk_norm");
   flag(layer.is_mla() && (change.qa.defined() || change.kva.defined()), "mla_rms");
   flag(layer.output.kind != Norm::Kind::none, "VO:post_norm");
-  flag(options.second_moment.empty(), "data_unweighted");
+  flag(!weighs(layer, options), "data_unweighted");
+  flag(options.second_moment.empty() && weighs(layer, options), "tokens_alike");
   bool dora = false;
   for (const MatrixChange* matrix : {&change.q, &change.q_rope, &change.k, &change.v, &change.o,
                                      &change.qa, &change.kva, &change.kpe, &change.ob}) {
@@ -94,7 +100,9 @@ Json options_json(const HeadsOptions& options) {
           {"curve", options.curve},
           {"second_moment", options.second_moment.empty()
                                 ? Json(nullptr)
-                                : Json(options.second_moment.filename().string())}};
+                                : Json(options.second_moment.filename().string())},
+          {"embedding_moment", options.embedding_moment.defined()},
+          {"token_map", options.token_map.defined()}};
 }
 
 Json start_file(const char* format, const HeadsSource& source, const HeadsOptions& options) {
@@ -108,7 +116,8 @@ Json start_file(const char* format, const HeadsSource& source, const HeadsOption
 }
 
 at::Tensor weight_of(const AttentionLayer& layer, const HeadsOptions& options) {
-  if (options.second_moment.empty()) return {};
+  if (!weighs(layer, options)) return {};
+  if (options.second_moment.empty()) return moment_factor(options.embedding_moment);
   const std::int64_t width = layer.kva.defined() ? layer.kva.size(0) : layer.v.size(1);
   return second_moment_factor(options.second_moment, layer.index, width);
 }
@@ -135,6 +144,7 @@ struct Work {
   AttentionLayer layer;
   LayerChange change;
   std::vector<CircuitProducts> products;
+  std::vector<HeadVectors> vectors;  ///< of each circuit, if they were asked for
   LayerResult result;
   Json shared, entries;
   std::map<std::string, double> seconds;
@@ -172,6 +182,12 @@ void multiply(Work& work, const HeadsOptions& options, const MetricOptions& give
     const Stage stage(work, "products");
     for (const Circuit& circuit : circuits(layer, change, how)) {
       work.products.push_back(metric_products(circuit, metrics));
+      work.vectors.emplace_back();
+      if (options.vectors > 0) work.vectors.back() = head_vectors(circuit, options.vectors);
+    }
+    if (options.token_map.defined()) {
+      const Circuit vo = circuits(layer, change, {.fold_norm = true}).back();
+      result.copying_tokens = copying_of_tokens(vo, options.token_map.to(options.device));
     }
     if (has_biases(layer, change)) {
       how.homogeneous = true;
@@ -183,7 +199,7 @@ void multiply(Work& work, const HeadsOptions& options, const MetricOptions& give
   fetch(work.products);
 }
 
-void find_results(Work& work, const MetricOptions& options) {
+void find_results(Work& work, const HeadsOptions& options, const MetricOptions& metrics) {
   std::vector<Frames> frames;
   {
     const Stage stage(work, "frames");
@@ -192,8 +208,14 @@ void find_results(Work& work, const MetricOptions& options) {
   const Stage stage(work, "heads");
   for (std::size_t c = 0; c < frames.size(); ++c) {
     const CircuitProducts& products = work.products[c];
-    work.result.circuits.push_back(
-        {circuit_metrics(products, frames[c], options), shared_bases(products, frames[c])});
+    work.result.circuits.push_back({circuit_metrics(products, frames[c], metrics),
+                                    shared_bases(products, frames[c]),
+                                    std::move(work.vectors[c]),
+                                    {}});
+    CircuitResult& found = work.result.circuits.back();
+    if (options.gain_free) {
+      found.gain_free = gain_free_intruders(frames[c], gain_of(found.metrics));
+    }
   }
   work.products.clear();
 }
@@ -268,7 +290,7 @@ class Pipeline {
                         // Of the calling thread alone.
                         if (!alone) at::set_num_threads(std::max(1, threads_ / at_once_));
                         if (!early_) multiply(work, options_, metrics_);
-                        find_results(work, metrics_);
+                        find_results(work, options_, metrics_);
                         describe(work);
                         return std::move(work);
                       });
@@ -298,7 +320,7 @@ LayerResult layer_heads(const AttentionLayer& layer, const LayerChange& change,
   Work work;
   work.layer = layer, work.change = change;
   multiply(work, options, metrics);
-  find_results(work, metrics);
+  find_results(work, options, metrics);
   return std::move(work.result);
 }
 

@@ -29,6 +29,12 @@ struct HeadsOptions {
   /// safetensors file with `layers.<L>.second_moment` [d, d], float32 or float64: S = E[x^T x] of
   /// what the projections read; empty: all directions count alike.
   std::filesystem::path second_moment;
+  /// S of layer 0 from the embeddings (embedding_moment), where no file is given; undefined: none.
+  at::Tensor embedding_moment;
+  /// G of the embeddings (token_map): copying from tokens to tokens; undefined: not asked for.
+  at::Tensor token_map;
+  std::int64_t vectors = 0;  ///< leading singular vectors of every M, M', dM that are kept
+  bool gain_free = false;    ///< intruders also of M' - gain M
   at::Device device = at::kCPU;
   /// Called with each finished layer, in order, and its heads' entries.
   std::function<void(const LayerResult&, const Json& entries)> on_layer;
@@ -53,6 +59,9 @@ Json run_lora_heads(const HeadsSource& source, const HeadsOptions& options);
 /// for each head, and how base, terms and dM spread over the rotary frequencies. Throws
 /// InvalidValue for a model without rotary circuits.
 Json run_lora_rope(const HeadsSource& source, const HeadsOptions& options);
+
+/// C, C^T C = S, of a second moment S [d, d].
+at::Tensor moment_factor(const at::Tensor& s);
 
 /// Reads S of a layer and returns a factor C, C^T C = S. Throws NotFound, InvalidShape, Unsupported
 /// (dtype), NotFinite, InvalidValue (not symmetric).

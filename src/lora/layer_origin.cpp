@@ -83,4 +83,15 @@ LayerOrigin trace_layer(const Family& family, std::int64_t layer,
   return origin;
 }
 
+AttentionLayer layer_norms(const Family& family, const Checkpoint& model, std::int64_t layer) {
+  LoadingSource stored(model, /*threads=*/1, /*allow_nonfinite=*/false);
+  MadeSource source(
+      [&](const std::string& name, const std::vector<std::int64_t>& shape) {
+        if (shape.size() > 1) return at::zeros({}, at::kDouble).expand(shape);
+        return stored.get(name, shape);
+      },
+      [&](const std::string& name) { return model.has(name); });
+  return family.assemble(layer, source);
+}
+
 }  // namespace subspace

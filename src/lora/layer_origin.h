@@ -54,4 +54,7 @@ class MadeSource : public TensorSource {
   std::function<bool(const std::string&)> has_;
 };
 
+/// The layer with its norms and biases alone, all other numbers zero: reads vectors only.
+AttentionLayer layer_norms(const Family& family, const Checkpoint& model, std::int64_t layer);
+
 }  // namespace subspace

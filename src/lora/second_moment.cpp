@@ -32,7 +32,9 @@ at::Tensor second_moment_factor(const std::filesystem::path& path, std::int64_t 
   if (!((s - s.t()).abs().max().item<double>() <= 1e-4 * most)) {
     fail(ErrorCode::InvalidValue, "{} is not symmetric; expected the mean of x^T x", where);
   }
-  return psd_factor((s + s.t()) / 2).t().contiguous();
+  return moment_factor((s + s.t()) / 2);
 }
+
+at::Tensor moment_factor(const at::Tensor& s) { return psd_factor(s).t().contiguous(); }
 
 }  // namespace subspace

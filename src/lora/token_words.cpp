@@ -5,9 +5,12 @@
 
 #include <fstream>
 #include <optional>
+#include <regex>
 
 #include "base/error.h"
 #include "checkpoint/safetensors.h"
+#include "lora/embeddings.h"
+#include "lora/wiring.h"
 
 namespace subspace {
 namespace fs = std::filesystem;
@@ -60,47 +63,38 @@ std::vector<std::string> from_tokenizer(const fs::path& path) {
   return tokens;
 }
 
-/// The input embedding, by the ends of its names in all families.
-std::string embedding_name(const Checkpoint& model) {
-  for (const char* ending : {"word_embeddings.weight", "embed_tokens.weight", "wte.weight",
-                             "tok_embeddings.weight", "embed.weight"}) {
-    for (const std::string& name : model.names()) {
-      if (name.ends_with(ending) && name.find("vision") == std::string::npos) return name;
-    }
-  }
-  fail(ErrorCode::NotFound, "{}: no input embedding among its tensors", model.folder().string());
+/// Rows of length one.
+at::Tensor unit(const at::Tensor& rows) {
+  return rows / rows.norm(2, 1, /*keepdim=*/true).clamp_min(1e-30);
 }
 
-at::Tensor unit_embedding(const Checkpoint& model, const std::string& name, int threads) {
-  const auto& shape = model.info(name).shape;
-  if (shape.size() != 2) {
-    fail(ErrorCode::InvalidShape, "{}: '{}' has shape {}; expected [tokens, width]",
-         model.folder().string(), name, shape_text(shape));
-  }
-  at::Tensor values = at::empty(shape, at::kDouble);
-  model.decode(name, values.data_ptr<double>(), threads);
-  values.sub_(values.mean(0, /*keepdim=*/true));
-  const at::Tensor norms = values.norm(2, 1, /*keepdim=*/true).clamp_min(1e-30);
-  return values.div_(norms).to(at::kFloat);
+/// The mean over random directions of their largest cosine with a row.
+double random_cosine(const at::Tensor& rows) {
+  const at::Tensor random =
+      at::randn({kRandomDirections, rows.size(1)}, at::detail::createCPUGenerator(17), at::kFloat);
+  return std::get<0>(at::matmul(unit(random), rows.t()).max(1)).mean().item<double>();
 }
 
+/// layers.<L>.<CIRCUIT>.shared.<change>.directions [r, d], or
+/// layers.<L>.<CIRCUIT>.vectors.<which>.<left|right> [H, count, d].
 struct Place {
-  std::int64_t layer;
-  std::string circuit, change;
+  std::int64_t layer = 0;
+  std::string circuit, change;  ///< of a shared basis
+  std::string which, side;      ///< of a head's vectors
+  bool written = false;
 };
 
-/// layers.<L>.<CIRCUIT>.shared.<change>.directions
 std::optional<Place> place_of(const std::string& name) {
-  const std::string middle = ".shared.", end = ".directions";
-  const auto shared = name.find(middle);
-  if (!name.starts_with("layers.") || shared == std::string::npos || !name.ends_with(end)) {
-    return std::nullopt;
-  }
-  const auto dot = name.find('.', 7);
-  if (dot >= shared) return std::nullopt;
-  const auto change = shared + middle.size();
-  return Place{std::atoll(name.substr(7, dot - 7).c_str()), name.substr(dot + 1, shared - dot - 1),
-               name.substr(change, name.size() - end.size() - change)};
+  static const std::regex shape(
+      R"(layers\.(\d{1,9})\.(\w+)\.(?:shared\.(.+)\.directions|vectors\.(\w+)\.(left|right)))");
+  std::smatch part;
+  if (!std::regex_match(name, part, shape)) return std::nullopt;
+  Place place{std::atoll(part[1].str().c_str()), part[2], part[3], part[4], part[5], false};
+  // Keys read the residual stream, as queries do; only the output writes to it.
+  const bool output = place.change == "o" || place.change.starts_with("o.") ||
+                      place.change.starts_with("o_") || place.change.starts_with("output");
+  place.written = place.circuit == "VO" && (output || place.side == "right");
+  return place;
 }
 
 /// "Ġword" of byte-level vocabularies as "▁word", which reads as a space.
@@ -151,43 +145,125 @@ std::string token_text(const std::vector<std::string>& vocabulary, std::int64_t 
   return named ? shown(vocabulary[place]) : fmt::format("#{}", id);
 }
 
-Json token_words(const fs::path& values, const Checkpoint& model, int threads,
-                 std::int64_t directions, std::int64_t words) {
-  const std::vector<std::string> tokens = read_vocabulary(model.folder());
-  const std::string name = embedding_name(model);
-  const at::Tensor embedding = unit_embedding(model, name, threads);
-  const std::int64_t width = embedding.size(1);
-  const at::Tensor random =
-      at::randn({kRandomDirections, width}, at::detail::createCPUGenerator(17), at::kFloat);
-  const at::Tensor best =
-      std::get<0>(at::matmul(random / random.norm(2, 1, true), embedding.t()).max(1));
-  Json result = {{"random_cosine", best.mean().item<double>()}, {"embedding", name}};
-  Json features = Json::array();
+namespace {
+
+/// Both tables of a model, and what its norms make of directions.
+class Words {
+ public:
+  Words(const Checkpoint& model, const TokenOptions& options)
+      : options_(options),
+        tokens_(read_vocabulary(model.folder())),
+        input_(input_embedding(model, options.threads)),
+        output_(output_embedding(model, options.threads)) {
+    // All embeddings share their mean.
+    input_.rows = unit(input_.rows.sub_(input_.rows.mean(0, /*keepdim=*/true)));
+    output_.rows = unit(output_.rows);
+  }
+
+  std::int64_t width() const { return input_.rows.size(1); }
+  Json facts() const {
+    return {
+        {"random_cosine", random_cosine(input_.rows)},
+        {"embedding", input_.name},
+        {"written", {{"random_cosine", random_cosine(output_.rows)}, {"embedding", output_.name}}}};
+  }
+
+  /// `rows` [n, d] of one place: {"along", "against"} of each.
+  std::vector<Json> of(const at::Tensor& rows, const Place& place) {
+    const at::Tensor cosines = at::matmul(unit(in_stream(rows, place)).to(at::kFloat),
+                                          (place.written ? output_ : input_).rows.t());
+    std::vector<Json> out;
+    for (std::int64_t j = 0; j < rows.size(0); ++j) {
+      out.push_back({{"along", listed(cosines[j], tokens_, options_.words, true)},
+                     {"against", listed(cosines[j], tokens_, options_.words, false)}});
+    }
+    return out;
+  }
+
+ private:
+  /// Directions of what a projection reads (heads write) as those of the residual stream.
+  at::Tensor in_stream(const at::Tensor& rows, const Place& place) {
+    if (!options_.norms) return rows;
+    if (!layer_ || layer_->index != place.layer) {
+      layer_ = options_.norms(place.layer);
+      layer_->index = place.layer;
+    }
+    if (place.written) return written(rows, layer_->output);
+    const Norm& norm = layer_->input;
+    if (norm.kind == Norm::Kind::none) return rows;
+    const at::Tensor scaled = rows * norm.weight;
+    return norm.kind == Norm::Kind::layer ? scaled - scaled.mean(1, /*keepdim=*/true) : scaled;
+  }
+
+  const TokenOptions& options_;
+  std::vector<std::string> tokens_;
+  TokenTable input_, output_;
+  std::optional<AttentionLayer> layer_;
+};
+
+Json shared_words(const at::Tensor& rows, const Place& place, Words& words) {
+  Json out = Json::array();
+  std::int64_t direction = 0;
+  for (Json& found : words.of(rows, place)) {
+    out.push_back({{"layer", place.layer},
+                   {"circuit", place.circuit},
+                   {"change", place.change},
+                   {"direction", direction++}});
+    out.back().update(found);
+  }
+  return out;
+}
+
+/// `rows` [H, count, d].
+Json head_words(const at::Tensor& rows, const Place& place, Words& words) {
+  Json out = Json::array();
+  std::int64_t at = 0;
+  for (Json& found : words.of(rows.flatten(0, 1), place)) {
+    out.push_back({{"layer", place.layer},
+                   {"head", at / rows.size(1)},
+                   {"circuit", place.circuit},
+                   {"which", place.which},
+                   {"side", place.side},
+                   {"direction", at % rows.size(1)}});
+    out.back().update(found);
+    ++at;
+  }
+  return out;
+}
+
+void append(Json& list, Json more) {
+  for (Json& one : more) list.push_back(std::move(one));
+}
+
+}  // namespace
+
+Json token_words(const fs::path& values, const Checkpoint& model, const TokenOptions& options) {
+  Words words(model, options);
+  Json result = words.facts(), features = Json::array(), heads = Json::array();
   const SafetensorsFile file(values);
   for (const auto& [tensor, info] : file.header().tensors) {
     const auto place = place_of(tensor);
-    if (!place || info.dtype != DType::F64 || info.shape.size() != 2 || info.shape[1] != width) {
+    const std::size_t axes = place && place->change.empty() ? 3 : 2;
+    if (!place || info.dtype != DType::F64 || info.shape.size() != axes ||
+        info.shape.back() != words.width()) {
       continue;
     }
     at::Tensor rows = at::empty(info.shape, at::kDouble);
     file.read(info, 0, rows.data_ptr<double>(), info.bytes());
-    const std::int64_t count = std::min(directions, info.shape[0]);
-    const at::Tensor cosines = at::matmul(rows.narrow(0, 0, count).to(at::kFloat), embedding.t());
-    for (std::int64_t j = 0; j < count; ++j) {
-      features.push_back({{"layer", place->layer},
-                          {"circuit", place->circuit},
-                          {"change", place->change},
-                          {"direction", j},
-                          {"along", listed(cosines[j], tokens, words, true)},
-                          {"against", listed(cosines[j], tokens, words, false)}});
+    if (axes == 2) {
+      const std::int64_t count = std::min(options.directions, info.shape[0]);
+      append(features, shared_words(rows.narrow(0, 0, count), *place, words));
+    } else {
+      append(heads, head_words(rows, *place, words));
     }
   }
   if (features.empty()) {
     fail(ErrorCode::NotFound,
          "{}: no shared directions of width {} in it; `lora heads` writes them", values.string(),
-         width);
+         words.width());
   }
   result["features"] = std::move(features);
+  result["heads"] = std::move(heads);
   return result;
 }
 

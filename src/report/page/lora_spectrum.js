@@ -59,6 +59,8 @@ function drawSpectrum() {
 const countOf = (value) => (Array.isArray(value) ? value.reduce((sum, v) => sum + v, 0) : value && typeof value === "object"
   ? Object.values(value).reduce((sum, v) => sum + v, 0) : value ?? NaN);
 
+const INTRUDERS = ["intruder_vec", "intruder_sub", "intruder_vec_gain_free", "intruder_sub_gain_free"];
+
 function drawIntruders() {
   if (!RUNS.some((run) => run.entries.some((entry) => !missing(countOf(entry.intruder_sub))))) return;
   figure({
@@ -68,12 +70,15 @@ function drawIntruders() {
     see: "Of the ten strongest directions of each adapted map, read and write side together: how many are far (cosine below 0.5) from every single direction of the base (left), and how many lie mostly outside the whole space of the base (right). One cell a head.",
     care: "The left count, the published one, is easily fooled: where a head's strengths are nearly equal, a small change mixes its directions and every mixture looks new. The right count is not, and is the one to believe. A head that is large on the left and zero on the right has only mixed what it had.",
     keys: ["layer", "head", "circuit", "run"],
-    controls: (f) => [circuitControl(f)],
-    async load() {
+    defaults: { gain: "" },
+    controls: (f) => [circuitControl(f), ...(RUNS.some((run) => run.entries.some((entry) => entry.intruder_sub_gain_free))
+      ? [select("In", "gain", [["", "the adapted map"], ["_gain_free", "the adapted map without its gain"]], "", (gain) => f.set({ gain }))] : [])],
+    async load(f) {
       const run = store.runData;
       const circuit = store.get("circuit");
+      const { gain } = f.options;
       const grid = (field) => Array.from({ length: run.headCount }, (_, head) => run.layers.map((layer) => countOf(headEntry(run, layer, head, circuit)?.[field])));
-      return { run, circuit, vec: grid("intruder_vec"), sub: grid("intruder_sub") };
+      return { run, circuit, vec: grid(`intruder_vec${gain}`), sub: grid(`intruder_sub${gain}`) };
     },
     compose(f, m, { theme, width }) {
       const stacked = width < 620;
@@ -97,8 +102,8 @@ function drawIntruders() {
         readout: [el("strong", {}, `${m.circuit}, ${unitName(store.layerNumber(), store.get("head"))}: `),
           `${number(one(m.vec))} by the published count, ${number(one(m.sub))} outside the base's space; in the whole model ${integer(sum(m.vec))} and ${integer(sum(m.sub))}.`] };
     },
-    csv: (f, m) => [["layer", "head", "circuit", "intruder_vec", "intruder_sub"],
-      ...m.run.entries.map((entry) => [entry.layer, entry.head, entry.circuit, countOf(entry.intruder_vec), countOf(entry.intruder_sub)])],
+    csv: (f, m) => [["layer", "head", "circuit", ...INTRUDERS],
+      ...m.run.entries.map((entry) => [entry.layer, entry.head, entry.circuit, ...INTRUDERS.map((name) => countOf(entry[name]))])],
     wire: (f) => f.plot.on("plotly_click", ({ points: [point] }) => selectUnit(point.x, point.y)),
   });
 }

@@ -98,6 +98,7 @@ const APPROX_TEXTS = {
   mla_rms: "the latents' norms change a token's scale, which weights do not show (mla_rms)",
   post_norm: "of the norm behind attention the weight is folded in where norms are, its scale a token left out (post_norm)",
   data_unweighted: "all directions of the residual count alike (data_unweighted)",
+  tokens_alike: "the first layer is weighted by the embeddings, all tokens as often (tokens_alike)",
   dora: "DoRA's gains are terms of their own (dora)",
   norm_not_folded: "the input norm that training changed is left out (norm_not_folded)",
   values_rotated: "values turn with their position; VO is shown at offset 0 (values_rotated)",

@@ -79,13 +79,16 @@ function drawSplit() {
     title: "Amplified, or new",
     question: "Does the adapter turn up what a head did before, or add directions it never had?",
     see: "The change of every head, cut into four parts by the spaces that the head of the base reads from and writes to: inside both (what was there is re-weighted), only the read side is new, only the write side is new, both are new. The parts add up to 100 %. The dotted line is what a change of random direction would have inside the head's own read space.",
-    care: "A head uses few of the model's directions, so nearly every direction is new: 97 % new is what chance gives a head of 32 in a width of 1024. Only the distance to the dotted line speaks. Far above it, the change prefers what the head already had.",
+    care: "A head uses few of the model's directions, so nearly every direction is new: 97 % new is what chance gives a head of 32 in a width of 1024. Only the distance to the dotted line speaks. Far above it, the change prefers what the head already had. A head that only became louder or quieter changed entirely inside both spaces; without its gain, that part is taken out first.",
     keys: ["layer", "head", "run"],
-    load: async () => loadLayer(),
+    defaults: { gain: "split" },
+    controls: (f) => (RUNS.some((run) => run.entries.some((entry) => entry.split_gain_free))
+      ? [select("Of", "gain", [["split", "the whole change"], ["split_gain_free", "the change without its gain"]], "split", (gain) => f.set({ gain }))] : []),
+    load: async (f) => ({ ...loadLayer(), gain: f.options.gain }),
     compose(f, m, how) {
       const { data, layout } = stackedHeads(how, m, (circuit, theme) => Object.entries(SPLITS).map(([key, [name, colour]]) => ({
         name, colour: theme.runs[colour], legend: circuit === m.circuits[0],
-        y: headsOf(m.run, m.layer, circuit).map((entry) => entry?.split?.[key] ?? null) })),
+        y: headsOf(m.run, m.layer, circuit).map((entry) => entry?.[m.gain]?.[key] ?? null) })),
       (circuit, suffix, theme, layout_) => {
         const level = nullShare(headsOf(m.run, m.layer, circuit).find(Boolean));
         if (missing(level)) return [];
@@ -95,15 +98,15 @@ function drawSplit() {
           line: { color: theme.ink, width: 1.6, dash: "dot" } }];
       });
       const text = m.circuits.map((circuit) => {
-        const split = headEntry(m.run, m.layer, m.head, circuit)?.split;
+        const split = headEntry(m.run, m.layer, m.head, circuit)?.[m.gain];
         return split && `${circuit}: ${Object.keys(SPLITS).map((key) => `${key.replaceAll("_", " ")} ${percent(split[key])}`).join(", ")}`;
       }).filter(Boolean).join("; ");
       return { data, layout, label: `Parts of the change inside and outside the spaces of the heads of layer ${m.layer}`,
         readout: [el("strong", {}, `Layer ${m.layer}, head ${m.head}: `), `${text}.`] };
     },
-    csv: (f, m) => [["layer", "head", "circuit", ...Object.keys(SPLITS), "chance"],
+    csv: (f, m) => [["layer", "head", "circuit", ...Object.keys(SPLITS), ...Object.keys(SPLITS).map((key) => `${key}_gain_free`), "chance"],
       ...m.run.entries.filter((entry) => entry.split).map((entry) =>
-        [entry.layer, entry.head, entry.circuit, ...Object.keys(SPLITS).map((key) => entry.split[key]), nullShare(entry)])],
+        [entry.layer, entry.head, entry.circuit, ...Object.keys(SPLITS).map((key) => entry.split[key]), ...Object.keys(SPLITS).map((key) => entry.split_gain_free?.[key]), nullShare(entry)])],
     wire: clickHead,
   });
 }
