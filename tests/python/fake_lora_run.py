@@ -24,6 +24,8 @@ def head_entry(random, layer, head, circuit, names, rotary, values):
             for name, share in zip(names, shares)
         },
         "split": dict(zip(["in_in", "new_read", "new_write", "new_new"], map(float, split))),
+        "split_gain_free": dict(zip(["in_in", "new_read", "new_write", "new_new"],
+                                    map(float, random.dirichlet([1, 4, 4, 0.3])))),
         "align_lift": {"read": 1.7, "write": 1.2}, "null": {"read": 1 / 12, "write": 1 / 12},
         "erank99": [14, 15, 7], "erank999": [16, 16, 8], "stable_rank": [5.1, 5.0, 2.2],
         "entropy_rank": [9.0, 9.1, 3.0],
@@ -139,6 +141,14 @@ def make_lora_run(folder, seed=0, layers=4, heads=6, rotary=True, complete=True,
              "against": [{"token": f"&{k}", "cosine": -0.3 + 0.02 * k} for k in range(8)]}
             for layer in range(layers) for change in "qkvo" for j in range(4)
         ]
+        own = [
+            {"layer": layer, "head": head, "circuit": circuit, "which": "delta", "side": side,
+             "direction": j, "along": [{"token": f"{circuit}{head}{side}{j}", "cosine": 0.5}],
+             "against": [{"token": "no", "cosine": -0.5}]}
+            for layer in range(layers) for head in range(heads) for circuit in TERMS
+            for side in ("left", "right") for j in range(2)
+        ]
         (folder / "tokens.json").write_text(
-            json.dumps({"random_cosine": 0.21, "features": features}))
+            json.dumps({"random_cosine": 0.21, "features": features, "heads": own,
+                        "written": {"random_cosine": 0.24, "embedding": "lm_head.weight"}}))
     return result

@@ -140,6 +140,27 @@ def test_what_q_and_v_alone_cannot_do_is_said(browser, folder):  # noqa: F811
     assert "reverse" not in text and "6 heads share 2 keys and values" in text
 
 
+def choose(driver, figure, name, value):
+    driver.execute_script(f"""
+        const choice = document.querySelector('#{figure} [name={name}]');
+        choice.scrollIntoView();
+        choice.value = '{value}';
+        choice.dispatchEvent(new Event('change'));""")
+
+
+def test_words_of_the_chosen_head_and_splits_without_gain_can_be_chosen(page, one):
+    most = max(one[0]["heads"], key=lambda entry: entry["rel_fro"])
+    choose(page, "fig-tokens", "change", "delta")
+    wait(page, f"""return document.querySelector('#fig-tokens .grid-svg').textContent.includes(
+               '{most['circuit']}{most['head']}left0')""")
+    first = "asks 1" if most["circuit"] == "QK" else "reads 1"
+    assert first in page.execute_script("return document.querySelector('#fig-tokens .grid-svg').textContent")
+    assert "0.24" in readout(page, "fig-tokens")
+    choose(page, "fig-split", "gain", "split_gain_free")
+    share = f"in in {100 * most['split_gain_free']['in_in']:.3g}"
+    wait(page, f"return document.querySelector('#fig-split .readout').textContent.includes('{share}')")
+
+
 def test_dark(page):
     page.execute_script("document.querySelector('[name=theme]').click()")
     wait(page, "return document.documentElement.dataset.theme === 'dark'")

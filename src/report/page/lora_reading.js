@@ -18,24 +18,33 @@ function readingOf(run) {
     plain && limits(has),
     plain && wholeRoutes(has),
     groupsShared(run, changes),
-    ["Where training began", "A random, B = 0", `If training began as usual, its first steps moved only B. Of what queries, keys and values read, the shared directions then started as noise, and what each head makes of them is what was learned${has("o") ? "; for the output it is the reverse: what all heads may write was learned, and what triggers it in each head started as noise" : ""}. Random A that are never trained do nearly as well (Zhu et al., 2024), so how A's directions lie says something only where it differs from chance, and every figure of them states chance.`],
+    ["Where training began", "A random, B = 0", `If training began as usual, its first steps moved only B. Of what queries, keys and values read, the shared directions then started as noise, and what each head makes of them is what was learned${has("o") ? "; for the output it is the reverse: what all heads may write was learned, and what triggers it in each head started as noise" : ""}. Random A that are never trained do nearly as well (Zhu et al., 2024), so where A's directions lie says something only beside chance, which stands with every number about them.`],
     plain && (has("q", "k") || has("v", "o")) && ["Scaling the adapter", "M(s) = base + s (q + k) + s^2 qk", "With all B multiplied by s, the terms of one matrix grow as s and the joint terms (qk, vo) as its square: of a small adapter they are the smallest part, and doubling its scale doubles their share."],
     [...changes].some((name) => name.includes(".mag") || name.includes(".full")) && ["Matrices that change everywhere", "W′ = (W + A B) G", "DoRA's magnitudes, and matrices saved whole, change every direction a little: the counts of new directions above do not bound those parts."],
   ].filter(Boolean);
 }
 
+// How many new features a matrix gets: patterns of ranks may differ from the configuration's.
+function rankOf(run, change) {
+  const ranks = featuresOf(run).filter((one) => one.change === change).map((one) => one.values.length);
+  if (!ranks.length) return run.facts.rank ? integer(run.facts.rank) : "r";
+  const most = integer(Math.max(...ranks));
+  return new Set(ranks).size > 1 ? `up to ${most}` : most;
+}
+
 // The change of a head as a list of rank-one maps.
 function newNeurons(run, has) {
-  const r = run.facts.rank ? integer(run.facts.rank) : "r";
+  const [q, k, v, o] = ["q", "k", "v", "o"].map((change) => rankOf(run, change));
+  const sum = (...terms) => terms.filter(Boolean).join(" + ");
   const parts = [];
   const attention = [
-    has("q") && `${r} new patterns: features of the asking token, the same ${r} for all heads of a layer, each looking in this head for something of its own`,
-    has("k") && `${r} new features that a token can be found by, the same for all heads, each with a question of this head's own`].filter(Boolean);
+    has("q") && `${q} new patterns: features of the asking token, the same ones for all heads of a layer, each looking in this head for something of its own`,
+    has("k") && `${k} new features that a token can be found by, the same for all heads, each with a question of this head's own`].filter(Boolean);
   const messages = [
-    has("v") && `${r} new messages, set off by ${r} features of the attended token that all heads of a layer share; what is then sent is the head's own`,
-    has("o") && `${r} new vectors to send, the same for all heads of a layer; what sets them off is the head's own`].filter(Boolean);
-  if (attention.length) parts.push(["New patterns of a head", "ΔM_{QK} = Σ_j a_{q,j} ⊗ (b_{q,j} W_K′^T) + Σ_j (W_Q b_{k,j}^T) ⊗ a_{k,j}", `To where each head looks, the adapter adds ${attention.join("; and ")}.`]);
-  if (messages.length) parts.push(["New messages of a head", "ΔM_{VO} = Σ_j a_{v,j} ⊗ (b_{v,j} W_O′) + Σ_j (W_V a_{o,j}) ⊗ b_{o,j}", `To what each head moves, it adds ${messages.join("; and ")}. Each is a small neuron: one direction read, one written.`]);
+    has("v") && `${v} new messages, set off by as many features of the attended token that all heads of a layer share; what is then sent is the head's own`,
+    has("o") && `${o} new vectors to send, the same for all heads of a layer; what sets them off is the head's own`].filter(Boolean);
+  if (attention.length) parts.push(["New patterns of a head", `ΔM_{QK} = ${sum(has("q") && "Σ_j a_{q,j} ⊗ (b_{q,j} W_K′^T)", has("k") && "Σ_j (W_Q b_{k,j}^T) ⊗ a_{k,j}")}`, `To where each head looks, the adapter adds ${attention.join("; and ")}.`]);
+  if (messages.length) parts.push(["New messages of a head", `ΔM_{VO} = ${sum(has("v") && "Σ_j a_{v,j} ⊗ (b_{v,j} W_O′)", has("o") && "Σ_j (W_V a_{o,j}) ⊗ b_{o,j}")}`, `To what each head moves, it adds ${messages.join("; and ")}. Each is a small neuron: one direction read, one written.`]);
   return parts;
 }
 
