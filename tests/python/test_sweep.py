@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -106,15 +107,31 @@ def test_times_of_layers_need_no_data(program, tmp_path):
         assert numbers["passes"] >= 5
 
 
+def shipped():
+    return sorted((Path(__file__).resolve().parents[2] / "configs" / "sweeps").glob("*.json"))
+
+
 def test_shipped_sweeps_can_be_read(program, tmp_path):
     """Every shipped file is a plan whose configurations are accepted: with no data to train on,
     or with times alone."""
-    from pathlib import Path
-
-    sweeps = sorted((Path(__file__).resolve().parents[2] / "configs" / "sweeps").glob("*.json"))
-    assert len(sweeps) >= 5
-    for file in sweeps:
+    assert len(shipped()) >= 7
+    for file in shipped():
         if json.loads(file.read_text()).get("measure") == "layer_time":
             continue
         done = run(program, "sweep", file, "--out", tmp_path / file.stem)
         assert done.returncode == 2 and "--data" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("file", shipped(), ids=lambda file: file.stem)
+def test_the_models_of_shipped_sweeps_can_be_built(program, file):
+    """A plan is read without its models: those of every arm, at both ends of the grid."""
+    sweep = json.loads(file.read_text())
+    for arm in sweep.get("arms", [{"config": sweep.get("config")}]):
+        for end in (0, -1):
+            point = {name: values[end] for name, values in sweep.get("grid", {}).items()}
+            sets = {**sweep.get("set", {}), **arm.get("set", {}), **point}
+            words = [word for name, value in sets.items() for word in ("--set", f"{name}={json.dumps(value)}")]
+            done = run(program, "match", file.parent / arm.get("config", sweep.get("config")), *words)
+            assert done.returncode == 0 and "parameters" in done.stdout, (arm, point, done.stderr)
+            if not point:
+                break
