@@ -102,12 +102,24 @@ def short(config):
     return config.removeprefix("encoder-").removesuffix("-small")
 
 
+def whole_intervals(steps):
+    """Logged lines but a last one of fewer steps: in less text fewer experts are ever chosen."""
+    return [x for x in steps if x["step"] % steps[0]["step"] == 0]
+
+
 def expert_usage(steps):
-    """The last logged line's share of experts that were chosen, and KL to uniform, means over layers."""
-    layers = list(steps[-1].get("experts", {}).values())
+    """Share of experts that were chosen, and KL to uniform, means over layers, of the last whole interval."""
+    layers = list(whole_intervals(steps)[-1].get("experts", {}).values())
     if not layers:
         return {}
     return {f"experts_{key}": sum(layer[key] for layer in layers) / len(layers) for key in ("used", "kl_uniform")}
+
+
+def expert_curve(steps):
+    """The two by layer, against tokens."""
+    found = {key: [[x["tokens"], *(round(layer[key], 4) for layer in x["experts"].values())]
+                   for x in thinned(whole_intervals(steps)) if "experts" in x] for key in ("used", "kl_uniform")}
+    return {"experts": found} if found["used"] else {}
 
 
 class Experiment:
@@ -247,6 +259,7 @@ class Experiment:
                     "curve": [[x["tokens"], round(x["loss"], 5), round(x["seconds"], 2)] for x in thinned(steps)],
                     "held_out": [[at[x["step"]][0], x["eval"]["loss"], at[x["step"]][1]] for x in held_out
                                  if x["step"] in at],
+                    **expert_curve(steps),
                 })
             if entry["runs"]:
                 names = ("loss", "perplexity", "masked_accuracy", "accuracy", "sst2_accuracy", "tokens_per_second",

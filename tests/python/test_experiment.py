@@ -125,6 +125,29 @@ def test_experts_are_compared_without_fine_tuning(program, lab, tmp_path):
     for one in ethos["runs"] + dense["runs"]:
         assert one["curve"][-1] == [one["tokens"], one["curve"][-1][1], round(one["seconds"], 2)]
         assert one["held_out"][-1][:2] == [one["tokens"], one["loss"]]
+    for one in ethos["runs"]:
+        used, kl = one["experts"]["used"], one["experts"]["kl_uniform"]
+        assert [x[0] for x in used] == [x[0] for x in kl] and len(used) >= len(one["curve"]) - 1
+        assert used[-1][1] == pytest.approx(one["experts_used"], abs=1e-4)  # the model's one layer of experts
+        assert kl[-1][1] == pytest.approx(one["experts_kl_uniform"], abs=1e-4)
+    assert "experts" not in dense["runs"][0]
     assert not (out / "sst2").exists()
     refused = run(program, [*words, "--arms", "ETHOS,MLA"])
     assert refused.returncode == 2 and "--arms MLA" in refused.stderr
+
+
+def test_the_use_of_experts_is_that_of_whole_intervals():
+    """A last line of fewer steps saw less text: its share of experts used says nothing beside the others'."""
+    sys.path.insert(0, str(ROOT / "scripts"))
+    import experiment
+
+    def line(step, *used):
+        return {"step": step, "tokens": 10 * step,
+                "experts": {str(i): {"used": x, "kl_uniform": 2 * x} for i, x in enumerate(used)}}
+
+    steps = [line(50, 1.0, 0.5), line(100, 0.75, 0.25), line(102, 0.1, 0.1)]
+    assert experiment.expert_usage(steps) == {"experts_used": 0.5, "experts_kl_uniform": 1.0}
+    assert experiment.expert_curve(steps) == {"experts": {
+        "used": [[500, 1.0, 0.5], [1000, 0.75, 0.25]], "kl_uniform": [[500, 2.0, 1.0], [1000, 1.5, 0.5]]}}
+    assert experiment.expert_usage(steps[2:])["experts_used"] == pytest.approx(0.1)  # nothing whole: what there is
+    assert experiment.expert_curve([{"step": 50, "tokens": 500}]) == experiment.expert_usage([{"step": 50}]) == {}
