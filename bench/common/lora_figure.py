@@ -97,7 +97,8 @@ def draw(record):
         for found, task, dash in curves:
             out += panel.curve(found, COLOURS[task], dash)
     seeds = len(record["seeds"])
-    out.append(text(LEFT, 24, f"Loss on held-out rows, nats a predicted token: mean of {seeds} seeds, smallest to largest", INK))
+    words = f"Loss on held-out rows, nats a predicted token: mean of {seeds} seeds, smallest to largest"
+    out.append(text(LEFT, 24, words, INK))
     for i, (task, colour) in enumerate(COLOURS.items()):
         x = LEFT + i * 90
         out.append(f'<path d="M{x} 42h30" stroke="{colour}" stroke-width="2.4"/>')

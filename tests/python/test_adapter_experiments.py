@@ -17,6 +17,7 @@ from subspace import known_answers
 from subspace.adapter_experiments import factors, tables, training
 from subspace.adapter_experiments.experiments import law_error
 from subspace.adapter_experiments.lab import cross_entropy
+from subspace.adapter_experiments.rows import rows
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = json.loads((ROOT / "configs" / "known-answer-base.json").read_text())
@@ -181,7 +182,7 @@ def test_new_new_is_the_cross_term_behind_the_split(program, base, adapter, tmp_
 
 
 def test_gates_of_one_on_the_split_are_the_whole_adapter(program, base, adapter, tmp_path):
-    tokens, _ = training.rows({}, 4, np.random.default_rng(6))
+    tokens, _ = rows({}, 4, np.random.default_rng(6))
     save_file({"input_ids": tokens}, tmp_path / "in.safetensors")
     given = factors.write_adapter(tmp_path / "given", adapter, base)
     split = factors.split_at_new(factors.Model(base), adapter, tmp_path / "split")
@@ -194,8 +195,8 @@ def test_gates_of_one_on_the_split_are_the_whole_adapter(program, base, adapter,
     assert np.abs(logits[0] - logits[1]).max() <= 1e-4 * np.abs(logits[0]).max()
 
     # The forward pass of the training here is the program's too.
-    decoder = training.Decoder(factors.Model(given.parent / "merged"), torch.float64) if factors.write_model(
-        tmp_path / "merged", base, factors.merged(factors.Model(base), adapter)) else None
+    merged = factors.write_model(tmp_path / "merged", base, factors.merged(factors.Model(base), adapter))
+    decoder = training.Decoder(factors.Model(merged), torch.float64)
     found = decoder.logits(torch.tensor(tokens), lambda m: decoder.weights[m + ".weight"], tokens.shape[1])
     assert np.abs(found.numpy() - logits[0]).max() <= 1e-5 * np.abs(logits[0]).max()
 
@@ -203,20 +204,21 @@ def test_gates_of_one_on_the_split_are_the_whole_adapter(program, base, adapter,
 def test_renamed_symbols_are_the_same_model(base):
     model = factors.Model(base)
     weights = factors.relabelled(model)
-    tokens, _ = training.rows({"symbols": 16}, 3, np.random.default_rng(7))
+    tokens, _ = rows({"symbols": 16}, 3, np.random.default_rng(7))
     other = np.where(tokens > 0, tokens + 16, 0)
     logits = []
     for seen, given in ((model.weights, other), (weights, tokens)):
         decoder = training.Decoder(model, torch.float64)
         decoder.weights = {name: torch.tensor(value) for name, value in seen.items()}
-        logits.append(decoder.logits(torch.tensor(given), lambda m, d=decoder: d.weights[m + ".weight"], 8).numpy())
+        weight = lambda m, d=decoder: d.weights[m + ".weight"]
+        logits.append(decoder.logits(torch.tensor(given), weight, 8).numpy())
     order = [0, *range(17, 33), *range(1, 17)]
     assert np.abs(logits[0][..., order] - logits[1]).max() <= 1e-12 * np.abs(logits[0]).max()
 
 
 @pytest.mark.parametrize("answer, shift", [("base", 1), ("skip", 2), ("rev", -1)])
 def test_rows_are_the_tasks(answer, shift):
-    tokens, wanted = training.rows({"answer": answer}, 200, np.random.default_rng(8))
+    tokens, wanted = rows({"answer": answer}, 200, np.random.default_rng(8))
     starts = set()
     for row, says in zip(tokens, wanted):
         p = row[1:17].tolist()
@@ -226,7 +228,7 @@ def test_rows_are_the_tasks(answer, shift):
         assert row[17:].tolist() == p[a:a + 8] and says.tolist() == p[a + shift:a + shift + 8]
     assert starts == set(range(2, 7))
     if answer == "base":
-        _, other = training.rows({"answer": "ov"}, 200, np.random.default_rng(8))
+        _, other = rows({"answer": "ov"}, 200, np.random.default_rng(8))
         swap = {i: i + 1 if i % 2 else i - 1 for i in range(1, 13)}
         assert other.tolist() == [[swap.get(x, x) for x in line] for line in wanted.tolist()]
 
@@ -269,11 +271,11 @@ def test_what_each_arm_trains(base, tmp_path):
 
 
 def test_training_here_lowers_the_loss(base, tmp_path):
-    tokens, wanted = training.rows({"answer": "skip"}, 64, np.random.default_rng(10))
+    tokens, wanted = rows({"answer": "skip"}, 64, np.random.default_rng(10))
     losses = []
     for steps in (1, 40):
-        factors.write_model(tmp_path / str(steps), base,
-                            factors.merged(factors.Model(base), arms(base, "split", tmp_path / f"a{steps}", steps)))
+        adapter = arms(base, "split", tmp_path / f"a{steps}", steps)
+        factors.write_model(tmp_path / str(steps), base, factors.merged(factors.Model(base), adapter))
         decoder = training.Decoder(factors.Model(tmp_path / str(steps)))
         logits = decoder.logits(torch.tensor(tokens), lambda m, d=decoder: d.weights[m + ".weight"], 8)
         losses.append(cross_entropy(logits.numpy(), wanted))
@@ -281,9 +283,9 @@ def test_training_here_lowers_the_loss(base, tmp_path):
 
 
 def test_summaries_have_means_and_ranges():
-    rows = [{"seed": s, "task": "ov", "arm": "x", "loss": float(s), "heads": {"QK": {"rel_fro": 2.0 * s}},
+    found = [{"seed": s, "task": "ov", "arm": "x", "loss": float(s), "heads": {"QK": {"rel_fro": 2.0 * s}},
              "causal": None} for s in (1, 2, 6)]
-    found = tables.summary(rows)
+    found = tables.summary(found)
     assert found == [{"task": "ov", "arm": "x", "values": {
         "loss": {"mean": 3, "low": 1, "high": 6, "n": 3},
         "heads.QK.rel_fro": {"mean": 6, "low": 2, "high": 12, "n": 3}}}]

@@ -184,8 +184,9 @@ def continual(lab, tasks):
         models = {"A": after_a, "A, then B": lab.model(place / "both", after_a, second),
                   "A + B": lab.model(place / "sum", base, first, alone),
                   "B": lab.model(alone / "unnamed", base, alone), "base": base}
-        overlap = {name: known_answers.spearman(*sizes_of(lab, first, base, adapter, on))
-                   for name, adapter, on in (("A, then B", second, start), ("A + B", alone, lab.here / "base-renamed"))}
+        overlap = {"A, then B": known_answers.spearman(*sizes_of(lab, first, base, second, start)),
+                   "A + B": known_answers.spearman(
+                       *sizes_of(lab, first, base, alone, lab.here / "base-renamed"))}
         for arm, model in models.items():
             other = lab.here / "base-renamed" if arm == "base" else renamed(model / "renamed", model)
             rows.append({"task": f"{a}, {b}", "arm": arm,

@@ -8,8 +8,8 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from .. import known_answers
-from . import training
 from .factors import Model, merged, read_adapter, write_model
+from .rows import rows
 
 ROOT = known_answers.ROOT
 LATENT = {"attention": "mla", "q_lora_rank": 32, "kv_lora_rank": 32, "qk_nope_head_dim": 8,
@@ -93,6 +93,8 @@ class Lab:
         """An adapter by PyTorch (training.py)."""
         folder = self.here / f"{answer}-{arm}{rank}"
         if not (folder / "adapter_config.json").exists():
+            from . import training  # PyTorch takes seconds to load
+
             task = json.loads((self.task(answer) / "task.json").read_text())
             training.train(self.base(), task, folder, arm, rank, self.train_config, self.seed, rate,
                            self.settings["threads"])
@@ -146,7 +148,7 @@ class Lab:
         if not file.exists():
             file.parent.mkdir(exist_ok=True)
             task = {"answer": answer} | ({"symbols": 16} if half else {})
-            tokens, wanted = training.rows(task, ROWS, np.random.default_rng(1))
+            tokens, wanted = rows(task, ROWS, np.random.default_rng(1))
             config = json.loads((base / "config.json").read_text())
             listed = [{"layer": layer, "term": term, "head": head, "gate": gate}
                       for layer in range(config["num_hidden_layers"]) for term, gate in gates.items()

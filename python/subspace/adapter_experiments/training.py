@@ -1,35 +1,17 @@
 """What `subspace train --base` does not train: A frozen, one A for q, k and v, all of the matrices.
 
-The model is that of configs/known-answer-base.json, in PyTorch; rows are drawn as the task's (by
-NumPy: of the same law, not the same rows). Optimiser and schedule are the program's. "split" is what
-the program trains too, as the other arms' own control.
+The model is that of configs/known-answer-base.json, in PyTorch; rows are those of rows.py,
+optimiser and schedule the program's. "split" is what the program trains too: the others' own control.
 """
-
-import json
 
 import numpy as np
 import torch
 
-from .factors import PREFIX, Model, truncated, write_adapter
+from .factors import Model, truncated, write_adapter
+from .rows import rows
 
 ARMS = ("split", "frozen", "fused", "whole")
 PARTS = "qkvo"
-
-
-def rows(task, count, random):
-    """tokens [count, 1 + length + repeat], answers [count, repeat]: src/train/induction.h in NumPy."""
-    symbols, length, repeat = task.get("symbols", 32), task.get("length", 16), task.get("repeat", 8)
-    p = random.permuted(np.tile(np.arange(1, symbols + 1), (count, 1)), axis=1)[:, :length]
-    first = random.integers(task.get("first", 2), task.get("last", 6) + 1, count)
-    at = first[:, None] + np.arange(repeat)
-    take = lambda shift: np.take_along_axis(p, at + shift, 1)
-    tokens = np.concatenate([np.zeros((count, 1), int), p, take(0)], 1)
-    answer = task.get("answer", "base")
-    wanted = take({"skip": 2, "rev": -1}.get(answer, 1))
-    if answer == "ov":
-        other = np.where(wanted % 2 == 1, wanted + 1, wanted - 1)
-        wanted = np.where(wanted <= 2 * task.get("swaps", 6), other, wanted)
-    return tokens, wanted
 
 
 class Decoder:
