@@ -11,13 +11,14 @@
 #include "lora/embeddings.h"
 #include "lora/heads_run.h"
 #include "lora/layer_origin.h"
+#include "lora/modules_run.h"
 
 namespace subspace {
 namespace {
 
 struct HeadsArguments {
   LoraInput input;
-  std::string out, layers, offsets, second_moment;
+  std::string out, layers, offsets, second_moment, modules = "auto";
   bool fold_norm = false, embedding_moment = false, token_copying = false, gain_free = false;
   std::int64_t vectors = 0;
 };
@@ -217,6 +218,32 @@ void heads_of_adapter(const HeadsArguments& arguments, const GlobalOptions& glob
   message(fmt::format("\nresults in {}: {}", arguments.out, files));
 }
 
+/// Decompositions of whole matrices that are made unasked: sum of out in n, see modules_cost().
+/// Every model of BERT's and GPT-2's size is below it, none of a billion parameters is.
+constexpr double kCheapModules = 5e10;
+
+/// The other sense of intruders. Says what was done; one line of the summary, or nothing.
+void modules(const HeadsArguments& arguments, const AdaptedModel& model,
+             const std::vector<std::int64_t>& layers, int threads) {
+  const std::filesystem::path out = arguments.out;
+  const double cost = modules_cost(model, layers);
+  if (arguments.modules == "yes" || (arguments.modules == "auto" && cost <= kCheapModules)) {
+    ModulesOptions options;
+    options.out = out;
+    options.layers = layers;
+    const Json result = run_lora_modules(model, lora_facts(model), options, threads);
+    message(fmt::format("whole modules in {}: modules.json, modules.csv",
+                        format_seconds(result.at("times").at("total_seconds").get<double>())));
+    return;
+  }
+  if (arguments.modules == "auto") {
+    message(fmt::format(
+        "whole modules are left out: decomposing them takes about {:.0f} times what is done "
+        "unasked; --modules yes does it (docs/lora.md states the time)",
+        cost / kCheapModules));
+  }
+}
+
 /// Needs weights unless the adapter alone is all there is.
 void heads(const HeadsArguments& arguments, const GlobalOptions& globals) {
   const int threads = chosen_threads(globals);
@@ -232,6 +259,7 @@ void heads(const HeadsArguments& arguments, const GlobalOptions& globals) {
   read_embeddings(arguments, model, threads, options);
   options.on_layer = show_layer;
   const Json result = run_lora_heads(heads_source(model, threads, options.device), options);
+  modules(arguments, model, options.layers, threads);
   if (globals.json) {
     std::printf("%s\n", result.dump().c_str());
     return;
@@ -305,7 +333,8 @@ void add_lora_heads(CLI::App& lora, const GlobalOptions& globals) {
       "A line a layer: median |dM|/|M| over heads (the head with the most), shares of the terms "
       "in\n"
       "dM, how much of dM lies within what the head read and wrote before. In DIR: heads.json,\n"
-      "heads.csv and heads.safetensors; docs/lora.md explains every number.\n"
+      "heads.csv and heads.safetensors, and modules.json of whole modules (--modules);\n"
+      "docs/lora.md explains every number.\n"
       "Without the base's weights: what the adapter says by itself, and what is missing, in\n"
       "adapter.json and its tables; with the base's config.json alone, head by head.");
   add_options(*command, *arguments);
@@ -319,6 +348,15 @@ void add_lora_heads(CLI::App& lora, const GlobalOptions& globals) {
                     "copying of VO also from tokens to tokens, through the base's embeddings");
   command->add_flag("--gain-free", arguments->gain_free,
                     "intruders also of M' - gain M, without what only rescales the head");
+  command
+      ->add_option(
+          "--modules", arguments->modules,
+          "auto, yes or no: intruder dimensions of whole modules (q_proj, o_proj, ...), the\n"
+          "strong directions of W + s B A that are unlike every one of W, in modules.json\n"
+          "and modules.csv. It decomposes each adapted matrix: seconds for a model of\n"
+          "BERT's or GPT-2's size, hours for an 8B model. auto (the default) does it while\n"
+          "the sum of out in min(out, in) over these matrices is at most 5e10")
+      ->check(CLI::IsMember({"auto", "yes", "no"}));
   command->callback([arguments, &globals] { heads(*arguments, globals); });
 }
 

@@ -88,8 +88,7 @@ void AdaptedModel::refuse_quantised() const {
 }
 
 bool AdaptedModel::is_transposed(std::int64_t layer, const std::string& stored) const {
-  const LayerOrigin origin = trace_layer(
-      *family_, layer, [this](const std::string& name) { return is_there(*this, name); });
+  const LayerOrigin origin = this->origin(layer);
   for (const auto field : {&AttentionLayer::q, &AttentionLayer::v, &AttentionLayer::o}) {
     const MatrixOrigin from = origin.matrix(field);
     if (origin.stored[static_cast<std::size_t>(from.stored)].name == stored) return from.transposed;
@@ -196,8 +195,7 @@ class Cutting {
         adapter_(model.adapter()),
         layer_(layer),
         threads_(threads),
-        origin_(trace_layer(model.family(), layer,
-                            [&model](const std::string& name) { return is_there(model, name); })) {}
+        origin_(model.origin(layer)) {}
 
   LayerChange run() {
     LayerChange out;
@@ -405,9 +403,13 @@ class Cutting {
 
 }  // namespace
 
+LayerOrigin AdaptedModel::origin(std::int64_t layer) const {
+  return trace_layer(*family_, layer,
+                     [this](const std::string& name) { return is_there(*this, name); });
+}
+
 std::vector<std::pair<std::string, std::string>> AdaptedModel::cut_from(std::int64_t layer) const {
-  const LayerOrigin origin = trace_layer(
-      *family_, layer, [this](const std::string& name) { return is_there(*this, name); });
+  const LayerOrigin origin = this->origin(layer);
   std::vector<std::pair<std::string, std::string>> from;
   auto add = [&](const char* name, const at::Tensor& field) {
     if (!field.defined()) return;

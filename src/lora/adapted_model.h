@@ -10,6 +10,7 @@
 #include "attention/family.h"
 #include "lora/adapter.h"
 #include "lora/layer_change.h"
+#include "lora/layer_origin.h"
 
 namespace subspace {
 
@@ -47,6 +48,8 @@ class AdaptedModel {
     std::vector<std::string> whole;    ///< canonical names, keys of Adapter::whole()
   };
   const std::vector<Touched>& touched() const { return touched_; }
+  /// Where the matrices of that layer are stored. Reads no weights.
+  LayerOrigin origin(std::int64_t layer) const;
   /// Of each matrix of that layer, by its name in AttentionLayer: the module that it is cut from.
   std::vector<std::pair<std::string, std::string>> cut_from(std::int64_t layer) const;
   /// Adapted modules that are not part of attention (MLP, embeddings, heads): paths.
