@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "lora/circuit_metrics.h"
+#include "lora/head_spectra.h"
 
 namespace subspace {
 namespace {
@@ -17,10 +18,6 @@ HeadVectors::Pair leading_pair(const LowRank& matrix, std::int64_t count) {
   const at::Tensor largest = found.left.abs().argmax(1, /*keepdim=*/true);
   const at::Tensor sign = found.left.gather(1, largest).sign();
   return {(found.left * sign).mT().contiguous(), (found.right * sign).mT().contiguous()};
-}
-
-at::Tensor eigenvalue_ratio(const at::Tensor& matrices) {
-  return matrices.diagonal(0, 1, 2).sum(1) / at::linalg_eigvals(matrices).abs().sum(1);
 }
 
 /// Of one side: leading vectors [f, n] that no single base vector is near, and that the base's

@@ -238,7 +238,7 @@ class Pipeline {
         stream_(options.device) {
     const auto layers = static_cast<int>(options.layers.size());
     const int most = options.layers_at_once > 0 ? options.layers_at_once
-                     : options.device.is_cpu()  ? 1
+                     : options.device.is_cpu()  ? std::min(threads_, kOnCpu)
                                                 : threads_;
     at_once_ = std::max(1, std::min(most, layers));
     early_ = !options.device.is_cpu();
@@ -268,6 +268,10 @@ class Pipeline {
   }
 
  private:
+  /// Each layer that is worked on is in memory. Two threads with a layer each wait for nobody; with
+  /// half a layer each they wait at the end of every step.
+  static constexpr int kOnCpu = 2;
+
   std::future<Work> start_reading(std::int64_t layer) {
     return std::async(std::launch::async, [this, layer] {
       const auto stream = stream_.use();
@@ -288,7 +292,7 @@ class Pipeline {
     return std::async(alone ? std::launch::deferred : std::launch::async,
                       [this, alone, work = std::move(work)]() mutable {
                         // Of the calling thread alone.
-                        if (!alone) at::set_num_threads(std::max(1, threads_ / at_once_));
+                        if (!alone) at::set_num_threads((threads_ + at_once_ - 1) / at_once_);
                         if (!early_) multiply(work, options_, metrics_);
                         find_results(work, options_, metrics_);
                         describe(work);

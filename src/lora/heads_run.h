@@ -38,7 +38,7 @@ struct HeadsOptions {
   at::Device device = at::kCPU;
   /// Called with each finished layer, in order, and its heads' entries.
   std::function<void(const LayerResult&, const Json& entries)> on_layer;
-  /// Layers worked on at once, each by a part of the threads; 0: one on the CPU, and as many as
+  /// Layers worked on at once, each by a part of the threads; 0: two on the CPU, and as many as
   /// there are threads where a GPU forms what takes sums over the model's width, since what is left
   /// then is a thousand small matrices.
   int layers_at_once = 0;

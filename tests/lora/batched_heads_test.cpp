@@ -165,6 +165,7 @@ TEST(HeadsRun, LayersSideBySideGiveTheSame) {
   for (std::int64_t i = 0; i < 5; ++i) layers.emplace_back(i, 50, 4, 2, 12, 12);
   const HeadsSource source = source_of(layers);
   HeadsOptions one, many;
+  one.layers_at_once = 1;
   many.layers_at_once = 3;
   const int threads = at::get_num_threads();
   const Json expected = heads_of(source, one, "one"), found = heads_of(source, many, "many");
