@@ -140,7 +140,6 @@ HeadsSource source_of(std::vector<RandomLayer>& layers) {
   HeadsSource source;
   source.load = [&layers](std::int64_t i) { return layers[static_cast<std::size_t>(i)].layer; };
   source.change = [&layers](std::int64_t i) { return layers[static_cast<std::size_t>(i)].change; };
-  source.model_type = "llama";
   return source;
 }
 
