@@ -14,10 +14,13 @@ HeadVectors::Pair leading_pair(const LowRank& matrix, std::int64_t count) {
   const std::int64_t most =
       std::min({count, matrix.width(), matrix.left.size(-2), matrix.right.size(-2)});
   const Triples found = singular_triples(matrix, most);
-  if (most == 0) return {found.left.mT(), found.right.mT()};
+  if (most == 0) return {found.left.mT().to(at::kCPU), found.right.mT().to(at::kCPU)};
   const at::Tensor largest = found.left.abs().argmax(1, /*keepdim=*/true);
   const at::Tensor sign = found.left.gather(1, largest).sign();
-  return {(found.left * sign).mT().contiguous(), (found.right * sign).mT().contiguous()};
+  const auto rows = [](const at::Tensor& columns) {
+    return columns.mT().to(at::kCPU).contiguous();
+  };
+  return {rows(found.left * sign), rows(found.right * sign)};
 }
 
 /// Of one side: leading vectors [f, n] that no single base vector is near, and that the base's

@@ -10,7 +10,7 @@ namespace subspace {
 /// left what is read (of QK: asked by), right what is written (of QK: matched).
 struct HeadVectors {
   struct Pair {
-    at::Tensor left, right;  ///< [H, count, d], unit rows, strongest first
+    at::Tensor left, right;  ///< [H, count, d] on the CPU, unit rows, strongest first
   };
   Pair base, adapted, delta;
 };
