@@ -15,7 +15,7 @@ struct ModulesOptions {
   /// Cosines below which a direction counts as an intruder; the published one is 0.5.
   std::vector<double> thresholds = {0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9};
   std::int64_t top = 10;   ///< leading directions that are looked at, as published
-  std::int64_t draws = 8;  ///< random updates a module is compared with
+  std::int64_t draws = 4;  ///< random updates a module is compared with
   std::uint64_t seed = 0;
 };
 

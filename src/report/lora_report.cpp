@@ -19,9 +19,9 @@ constexpr JsonLimits kLimits = {.max_bytes = std::size_t{2} << 30, .max_depth = 
 const std::vector<const char*> kLoraScripts = {
     "chunks.js",        "selection.js",     "lora_data.js",    "stats.js",        "theme.js",
     "dom.js",           "figure.js",        "lora_parts.js",   "lora_size.js",    "lora_terms.js",
-    "lora_features.js", "lora_spectrum.js", "lora_rope.js",    "lora_wiring.js",  "lora_scores.js",
-    "lora_causal.js",   "lora_tokens.js",   "lora_compare.js", "lora_summary.js", "lora_reading.js",
-    "lora_glossary.js", "lora_main.js",
+    "lora_features.js", "lora_spectrum.js", "lora_modules.js", "lora_rope.js",    "lora_wiring.js",
+    "lora_scores.js",   "lora_causal.js",   "lora_tokens.js",  "lora_compare.js", "lora_summary.js",
+    "lora_reading.js",  "lora_glossary.js", "lora_main.js",
 };
 
 /// The list `name` of a result file, every entry an object. Throws InvalidFormat otherwise.
@@ -100,6 +100,37 @@ void check_pair(const Fields& pair) {
   }
 }
 
+/// `path` of the adapter that `heads` is of: a folder may hold whole modules of an earlier one.
+Json read_modules(const fs::path& path, const Json& heads) {
+  Json json = read_json_file(path, kLimits);
+  const Json& modules = entries(json, path, "modules");
+  for (std::size_t i = 0; i < modules.size(); ++i) {
+    const Fields module(modules[i], fmt::format("{}: modules[{}]", path.string(), i));
+    module.int_in("layer", 0, kMostLayers);
+    module.string("module");
+    for (const char* name : {"rel_fro", "rel_spec"}) check_number(module, name);
+    for (const char* side : {"output", "input"}) {
+      const Json& found = module.object(side).json();
+      const auto cosines = found.find("similarity");
+      if (cosines != found.end() && cosines->is_array()) continue;
+      fail(ErrorCode::InvalidFormat, "{}: no list 'similarity' of the {} side", module.where(),
+           side);
+    }
+  }
+  const auto adapter_of = [](const Json& file) {
+    const auto model = file.find("model");
+    return model == file.end() ? Json() : model->value("adapter", Json());
+  };
+  if (adapter_of(json) != adapter_of(heads)) {
+    fail(ErrorCode::InvalidValue,
+         "{} is of the adapter {}, heads.json beside it of {}; run `subspace lora heads --modules "
+         "yes` again, or remove it",
+         path.string(), adapter_of(json).dump().substr(0, 200),
+         adapter_of(heads).dump().substr(0, 200));
+  }
+  return json;
+}
+
 std::size_t pack(const Json& json, Chunks& chunks) {
   const std::string text = json.dump(-1, ' ', true, Json::error_handler_t::replace);
   chunks.texts.push_back(
@@ -144,11 +175,15 @@ Json pack_values(const fs::path& path, Chunks& chunks) {
 }
 
 Json pack_run(const fs::path& folder, Chunks& chunks) {
-  Json run = {{"name", name_of(folder)}, {"heads", nullptr}, {"compose", nullptr},
-              {"causal", nullptr},       {"rope", nullptr},  {"tokens", nullptr},
-              {"values", Json::object()}};
-  run["heads"] = pack(read_heads(folder / "heads.json"), chunks);
+  Json run = {{"name", name_of(folder)}, {"heads", nullptr},        {"compose", nullptr},
+              {"causal", nullptr},       {"rope", nullptr},         {"tokens", nullptr},
+              {"modules", nullptr},      {"values", Json::object()}};
+  const Json heads = read_heads(folder / "heads.json");
+  run["heads"] = pack(heads, chunks);
   std::error_code status;
+  if (const fs::path path = folder / "modules.json"; fs::exists(path, status)) {
+    run["modules"] = pack(read_modules(path, heads), chunks);
+  }
   if (const fs::path path = folder / "compose.json"; fs::exists(path, status)) {
     const Json json = read_json_file(path, kLimits);
     const Json& pairs = entries(json, path, "pairs");

@@ -93,6 +93,35 @@ def causal(random, layers, heads):
             "groups": groups, "heads": units, "terms": [], "term_heads": [], "edges": []}
 
 
+THRESHOLDS = [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+
+
+def module_side(random, null):
+    cosines = random.uniform(0.1, 1, 10)
+    chance = np.sort(random.uniform(0.2, 1, 10))
+    return {"similarity": cosines.tolist(), "nearest": list(range(10)), "inside": [1.0] * 10,
+            "intruders": [int((cosines < eps).sum()) for eps in THRESHOLDS],
+            "null": {"similarity": chance.tolist(),
+                     "intruders": [float((chance < eps).sum()) for eps in THRESHOLDS]} if null else None}
+
+
+def modules(random, layers, model):
+    entries = []
+    for layer in range(layers):
+        for name in "qkvo":
+            low_rank = name != "k"
+            values = np.sort(random.gamma(2, 1, 10))[::-1].tolist()
+            entries.append({
+                "layer": layer, "module": f"layers.{layer}.self_attn.{name}_proj", "matrices": [name],
+                "kind": "lora" if low_rank else "dora", "out": 192, "in": 192, "rank": 4, "alpha": 8,
+                "scale": 2.0, "base_rank": 192, "fro": [1.0, 0.1], "rel_fro": 0.1,
+                "rel_spec": float(random.uniform(0.3, 1)) if low_rank else None,
+                "singular": {"base": values, "adapted": values, "delta": values[:4] if low_rank else None},
+                "output": module_side(random, low_rank), "input": module_side(random, low_rank)})
+    return {"model": model, "options": {"top": 10, "thresholds": THRESHOLDS, "draws": 8},
+            "modules": entries}
+
+
 def make_lora_run(folder, seed=0, layers=4, heads=6, rotary=True, complete=True, terms=TERMS, groups=6):
     """Writes a folder; returns what heads.json holds."""
     random = np.random.default_rng(seed)
@@ -133,6 +162,8 @@ def make_lora_run(folder, seed=0, layers=4, heads=6, rotary=True, complete=True,
         ]
         (folder / "rope.json").write_text(json.dumps({"offsets": offsets, "heads": turning}))
     if complete:
+        (folder / "modules.json").write_text(
+            json.dumps(modules(np.random.default_rng(seed + 100), layers, model)))
         (folder / "compose.json").write_text(json.dumps(compose(random, layers, heads)))
         (folder / "causal.json").write_text(json.dumps(causal(random, layers, heads)))
         features = [

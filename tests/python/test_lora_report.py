@@ -18,7 +18,7 @@ PROGRAM = os.environ.get("SUBSPACE_PROGRAM", "build/release/bin/subspace")
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no Chromium with its chromedriver")
 
 FIGURES = ["fig-size", "fig-terms", "fig-split", "fig-features", "fig-spectrum", "fig-intruders",
-           "fig-rope", "fig-wiring", "fig-graph", "fig-scores", "fig-causal", "fig-shapley",
+           "fig-modules", "fig-rope", "fig-wiring", "fig-graph", "fig-scores", "fig-causal", "fig-shapley",
            "fig-tokens"]
 
 
@@ -77,7 +77,7 @@ def check_figures(driver, names):
         assert len(rows) > 1 and len({len(row) for row in rows}) == 1, name
 
 
-def test_thirteen_figures_each_with_words_and_numbers(page, folder, one):  # noqa: F811
+def test_fourteen_figures_each_with_words_and_numbers(page, folder, one):  # noqa: F811
     check_figures(page, FIGURES)
 
 
@@ -94,6 +94,35 @@ def test_sizes_are_those_of_the_file(page, folder, one):  # noqa: F811
         shares.setdefault((layer, head, circuit), []).append(float(share))
     assert len(shares) == len(result["heads"])
     assert all(abs(sum(values) - 1) < 1e-12 for values in shares.values())
+
+
+def test_whole_modules(page, folder, one):  # noqa: F811
+    file = json.loads((folder / "one" / "modules.json").read_text())
+    names = {"q": "queries", "k": "keys", "v": "values", "o": "output"}
+    page.execute_script("document.getElementById('fig-modules').scrollIntoView()")
+    for side, index in [("output", 2), ("input", 4)]:  # 0.5 as the page opens, then 0.7
+        eps = file["options"]["thresholds"][index]
+        page.execute_script(f"""
+            const f = document.getElementById('fig-modules');
+            for (const [name, value] of [['side', '{side}'], ['eps', '{eps}'], ['module', 'keys']]) {{
+              const field = f.querySelector(`[name=${{name}}]`);
+              field.value = value;
+              field.dispatchEvent(new Event('change'));
+            }}""")
+        wait(page, "return document.querySelector('#fig-modules .plot').getAttribute('aria-label')"
+                   f".includes('below {eps}, {side}')")
+        heat = traces(page, "fig-modules")[0]
+        for entry in file["modules"]:
+            row = heat["y"].index(names[entry["matrices"][0]])
+            column = heat["x"].index(entry["layer"])
+            assert heat["z"][row][column] == entry[side]["intruders"][index]
+        # No low rank, so nothing random to compare it with.
+        assert "random" not in readout(page, "fig-modules").split(";")[0]
+        rows = saved(page, "fig-modules")
+        header = rows[0]
+        counted = sum(int(row[header.index("intruder")]) for row in rows[1:])
+        assert counted == sum(entry[side]["intruders"][index] for entry in file["modules"])
+        assert len(rows) - 1 == 10 * len(file["modules"])
 
 
 def test_the_page_opens_on_the_head_that_changed_most(page, one):
@@ -186,7 +215,7 @@ def test_heads_alone_are_enough(browser, folder):  # noqa: F811
     make_lora_run(folder / "heads", complete=False)
     (folder / "heads" / "heads.safetensors").unlink()
     driver = open_page(browser, written(folder / "heads.html", folder / "heads"))
-    assert figures(driver) == FIGURES[:7]
+    assert figures(driver) == [name for name in FIGURES[:8] if name != "fig-modules"]
     missing = driver.find_element("css selector", "#facts .absent").text
     assert "lora compose" in missing and "lora causal" in missing
 
@@ -208,6 +237,28 @@ def test_damaged_results_are_named(change, words, tmp_path):
     done = report(tmp_path / "page.html", tmp_path / "run")
     assert done.returncode == 1 and not (tmp_path / "page.html").exists()
     for word in ["heads.json", *words]:
+        assert word in done.stderr
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda file: file["model"].update(adapter="another"), ["another", "--modules yes"]),
+        (lambda file: file.pop("modules"), ["no list 'modules'"]),
+        (lambda file: file["modules"][2].pop("input"), ["modules[2]", "input"]),
+        (lambda file: file["modules"][1]["output"].pop("similarity"),
+         ["modules[1]", "similarity", "output"]),
+    ],
+)
+def test_damaged_modules_are_named(change, words, tmp_path):
+    make_lora_run(tmp_path / "run", layers=1, heads=3)
+    path = tmp_path / "run" / "modules.json"
+    file = json.loads(path.read_text())
+    change(file)
+    path.write_text(json.dumps(file))
+    done = report(tmp_path / "page.html", tmp_path / "run")
+    assert done.returncode == 1 and not (tmp_path / "page.html").exists()
+    for word in ["modules.json", *words]:
         assert word in done.stderr
 
 

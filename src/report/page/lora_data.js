@@ -10,6 +10,7 @@ const missingIndex = (index) => index === null || index === undefined;
 async function prepare(run) {
   run.file = await parsed(run.heads);
   run.wiring = await parsed(run.compose);
+  run.whole = await parsed(run.modules);
   run.causes = await parsed(run.causal);
   run.words = await parsed(run.tokens);
   run.turning = await parsed(run.rope);

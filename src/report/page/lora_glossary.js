@@ -11,6 +11,7 @@ const WORDS = [
   ["new read, new write", "ΔM = P ΔM P + …", "P projects on the space that the head of the base reads from (or writes to). What is outside is new to the head. A random direction lies inside with the share d_k/d, by chance."],
   ["lift", "share inside / (d_k/d)", "How many times more of the change lies in the head's own space than chance would put there."],
   ["intruder", "‖P u'‖^2 < 1/4", "A strong direction of the adapted map that lies mostly outside the space of the base."],
+  ["intruder of a module", "max_i |u'·u_i| < 1/2", "A strong direction of a whole adapted weight matrix that is unlike every single direction of the matrix before. A matrix of full rank has no outside, so its directions are compared one by one."],
   ["composition", "S = ‖M_1 N_2‖ / (‖M_1‖ ‖N_2‖)", "How much of what a head writes a later head reads through its queries, keys or values. Chance: 1/√d."],
   ["rewiring", "ρ = ‖Δ(M_1 N_2)‖ / (‖M_1‖ ‖N_2‖)", "How much the joint map of two heads changed, even where its size stayed."],
   ["routes", "bn, nb, nn", "Which of the two is new: the base's writer into the new reading (bn), the new writing into the base's reader (nb), new into new (nn)."],

@@ -47,6 +47,7 @@ function selectMostChanged() {
   drawFeatures();
   drawSpectrum();
   drawIntruders();
+  drawModules();
   drawRope();
   drawWiring();
   drawGraph();

@@ -113,6 +113,7 @@ function drawFacts(section) {
       RUNS.length > 1 ? el("thead", {}, el("tr", {}, el("th", {}, ""), RUNS.map((run) => el("th", { scope: "col" }, runLabel(run))))) : null,
       el("tbody", {}, FACTS.map(([name, text]) => el("tr", {}, el("th", { scope: "row" }, name), RUNS.map((run) => el("td", {}, text(run) || "–"))))))));
   const missingParts = [
+    ["modules", "Whole modules are not shown: `subspace lora heads --modules yes` looks at them."],
     ["compose", "Connections between heads are not shown: run `subspace lora compose` into the same folder."],
     ["causal", "Causal effects are not shown: run `subspace lora causal` into the same folder."],
   ].filter(([part]) => RUNS.some((run) => missingIndex(run[part]))).map(([, text]) => text);
