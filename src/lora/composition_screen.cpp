@@ -69,16 +69,13 @@ const Wiring::Reads& near_side(const Wiring& wiring, Mode mode) {
 
 }  // namespace
 
-Spectrum2 stacked_spectrum(const at::Tensor& n, const at::Tensor& f) {
+double stacked_square(const at::Tensor& n, const at::Tensor& f) {
   const std::int64_t count = n.size(0), d = n.size(1), k = n.size(2);
-  Spectrum2 out;
-  out.trace = total_of(gram(n) * f);
   if (count * k <= kExactColumns) {
     const at::Tensor columns = n.to(at::kDouble).permute({1, 0, 2}).reshape({d, count * k});
     const at::Tensor g = matmul(columns.t(), columns).view({count, k, count * k});
     const at::Tensor product = matmul(f, g).view({count * k, count * k});
-    out.square = total_of(product * product.t());
-    return out;
+    return total_of(product * product.t());
   }
   at::Tensor probes = at::empty({d, kProbes}, at::kDouble);
   Random random(0, 0x636f6d70);
@@ -90,8 +87,7 @@ Spectrum2 stacked_spectrum(const at::Tensor& n, const at::Tensor& f) {
   const at::Tensor inner =
       matmul(f.to(type), matmul(rows, probes.to(type)).view({count, k, kProbes}));
   const at::Tensor image = matmul(rows.t(), inner.reshape({count * k, kProbes}));
-  out.square = total_of(image.to(at::kDouble).square()) / static_cast<double>(kProbes);
-  return out;
+  return total_of(image.to(at::kDouble).square()) / static_cast<double>(kProbes);
 }
 
 CompositionScreen::CompositionScreen(std::vector<std::int64_t> layers,
@@ -121,8 +117,7 @@ void CompositionScreen::read_side(const Wiring& wiring, const Grams& grams, Mode
   const at::Tensor b = for_heads(near.b, heads);
   out.q11 = matmul(matmul(b, far), b.transpose(1, 2));
   out.norms = (for_heads(near_gram, heads) * far).sum({1, 2});
-  out.base = stacked_spectrum(near.w, for_groups(far, near.w.size(0)));
-  out.base.trace = total_of(out.norms);
+  out.base = {total_of(out.norms), stacked_square(near.w, for_groups(far, near.w.size(0)))};
   out.delta = core_spectrum(out.q11.sum(0), matmul(out.a.t(), out.a));
 
   // U = B_o N of every earlier layer in one product.
@@ -160,8 +155,7 @@ CompositionScreen::WriteSide CompositionScreen::write_side(const Wiring& wiring,
   out.norms = (out.far * grams.o).sum({1, 2});
   out.b = writes_[place];
   out.basis = basis_of(out.b.t());
-  out.base = stacked_spectrum(wiring.o.w.transpose(1, 2), out.far);
-  out.base.trace = total_of(out.norms);
+  out.base = {total_of(out.norms), stacked_square(wiring.o.w.transpose(1, 2), out.far)};
   out.delta = core_spectrum(out.p22.sum(0), matmul(out.b, out.b.t()));
   return out;
 }

@@ -88,9 +88,9 @@ class CompositionScreen {
   std::map<std::pair<std::size_t, std::size_t>, std::array<ReadTable, 3>> tables_;
 };
 
-/// ||sum_j N_j F_j N_j^T||_F^2 and the trace of that sum, n [n, d, k], f [n, k, k] symmetric.
-/// Exact for n k <= 512; beyond that the mean of ||P z||^2 over 32 normal vectors z (Hutchinson),
-/// always the same ones: its relative error is about sqrt(2 / (32 rank)).
-Spectrum2 stacked_spectrum(const at::Tensor& n, const at::Tensor& f);
+/// ||sum_j N_j F_j N_j^T||_F^2, n [n, d, k], f [n, k, k] symmetric. Exact for n k <= 512; beyond
+/// that the mean of ||P z||^2 over 32 normal vectors z (Hutchinson), always the same ones: its
+/// relative error is about sqrt(2 / (32 rank)).
+double stacked_square(const at::Tensor& n, const at::Tensor& f);
 
 }  // namespace subspace
