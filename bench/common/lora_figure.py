@@ -88,7 +88,8 @@ def draw(record):
            'font-family="system-ui, sans-serif" font-size="13">'
            f'<rect width="{WIDTH}" height="{HEIGHT}" fill="{PAPER}"/>']  # fmt: skip
     wide = (WIDTH - LEFT - RIGHT - 2 * GAP) / 3
-    for i, (log_x, ticks, title, below, curves) in enumerate(curves_of(record["summary"])):
+    summary = {name: one["summary"] for name, one in record["experiments"].items()}
+    for i, (log_x, ticks, title, below, curves) in enumerate(curves_of(summary)):
         if not curves:
             continue
         ys = [value for found, _, _ in curves for _, three in found for value in three]
@@ -96,8 +97,7 @@ def draw(record):
         out += panel.axes(ticks, below, title)
         for found, task, dash in curves:
             out += panel.curve(found, COLOURS[task], dash)
-    seeds = len(record["seeds"])
-    words = f"Loss on held-out rows, nats a predicted token: mean of {seeds} seeds, smallest to largest"
+    words = "Loss on held-out rows, nats a predicted token: mean over seeds, smallest to largest"
     out.append(text(LEFT, 24, words, INK))
     for i, (task, colour) in enumerate(COLOURS.items()):
         x = LEFT + i * 90

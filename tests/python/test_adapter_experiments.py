@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from oracle.program import run
 from subspace import known_answers
 from subspace.adapter_experiments import factors, tables, training
+from subspace.adapter_experiments.__main__ import write_record
 from subspace.adapter_experiments.experiments import law_error
 from subspace.adapter_experiments.lab import cross_entropy
 from subspace.adapter_experiments.rows import rows
@@ -308,10 +310,11 @@ def test_a_run_of_few_steps_and_what_is_left_of_it(program, tmp_path):
     result = experiments(program, tmp_path, "--only", "rslora")
     assert result.returncode == 0, result.stderr
     record = json.loads((tmp_path / "lora_experiments.json").read_text())
-    assert [row["arm"] for row in record["runs"]["rslora"]] == [
+    found = record["experiments"]["rslora"]
+    assert [row["arm"] for row in found["runs"]] == [
         "r 4, alpha / r", "r 4, alpha / sqrt(r)", "r 16, alpha / r", "r 16, alpha / sqrt(r)"]
-    assert [row["scale"] for row in record["runs"]["rslora"]] == [1, 2, 0.25, 1]
-    assert record["settings"]["steps"] == 2 and record["commit"]
+    assert [row["scale"] for row in found["runs"]] == [1, 2, 0.25, 1]
+    assert found["settings"]["steps"] == 2 and found["commit"] and found["seeds"] == [0]
     assert "| skip | r 4, alpha / r |" in result.stdout
 
     stamp = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("adapter_model.safetensors")}
@@ -324,6 +327,13 @@ def test_a_run_of_few_steps_and_what_is_left_of_it(program, tmp_path):
     for path, time in stamp.items():
         assert (path.stat().st_mtime_ns == time) == (path.parent != lost), path
     assert json.loads((tmp_path / "lora_experiments.json").read_text()) == record
+
+
+def test_experiments_are_recorded_one_by_one(tmp_path):
+    write_record(tmp_path / "r.json", {"scale": {"seeds": [0]}, "rank": {"seeds": [0]}})
+    write_record(tmp_path / "r.json", {"scale": {"seeds": [0, 1]}})
+    found = json.loads((tmp_path / "r.json").read_text())["experiments"]
+    assert found == {"rank": {"seeds": [0]}, "scale": {"seeds": [0, 1]}} and list(found) == ["rank", "scale"]
 
 
 @pytest.mark.parametrize("more, words", [
@@ -353,3 +363,18 @@ def test_the_programs_error_is_passed_on(tmp_path):
 
 def test_tasks_are_those_of_the_suite():
     assert set(known_answers.TASKS) == {"ov", "skip", "rev"}
+
+
+def test_the_picture_has_a_curve_for_each_task_and_kind():
+    sys.path.insert(0, str(ROOT / "bench" / "common"))
+    import lora_figure
+
+    rows = [{"task": task, "arm": f"r {r}", "values": {"loss": {"mean": 1 / r, "low": 0.5 / r, "high": 2 / r}}}
+            for task in ("ov", "rev") for r in (1, 2, 4)]
+    picture = ElementTree.fromstring(lora_figure.draw({"experiments": {"rank": {"summary": rows}}}))
+    name = "{http://www.w3.org/2000/svg}"
+    assert len(picture.findall(f"{name}polyline")) == 2 and len(picture.findall(f"{name}circle")) == 6
+    # Of each curve x grows with rank, and y grows downward, with the falling loss.
+    for line in picture.findall(f"{name}polyline"):
+        points = [tuple(map(float, point.split(","))) for point in line.get("points").split()]
+        assert points == sorted(points) and [y for _, y in points] == sorted(y for _, y in points)

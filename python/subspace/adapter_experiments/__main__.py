@@ -2,6 +2,8 @@
 
     ./run python -m subspace.adapter_experiments --out DIR [--only rank,frozen,..] [--seeds 0,1,2] [--record]
 
+What is recorded of other experiments stays, so they can be done one by one.
+
 Bases and usual adapters are those of subspace.known_answers, whose --out may be given as --out: what
 is there is not trained again, and no run that is finished is done again. Losses, sizes, effects and
 compositions are the program's own (`eval`, `lora heads|compose|causal|forward`).
@@ -49,6 +51,16 @@ def commit():
     return found.stdout.strip() or "unknown"
 
 
+def write_record(path, done):
+    """Each experiment with its own seeds, settings and commit: one that is not done now stays."""
+    kept = json.loads(path.read_text())["experiments"] if path.exists() else {}
+    every = kept | done
+    record = {"benchmark": "lora_experiments",
+              "adapter": json.loads((ROOT / "configs" / "known-answer-adapter.json").read_text()),
+              "experiments": {name: every[name] for name in EXPERIMENTS if name in every}}
+    path.write_text(json.dumps(record, indent=1) + "\n")
+
+
 def main():
     parser = argparse.ArgumentParser(prog="subspace.adapter_experiments", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
@@ -77,15 +89,13 @@ def main():
             except (RuntimeError, ValueError, FloatingPointError) as error:
                 raise SystemExit(f"error: {name}, seed {seed}: {error}\nwhat is finished in {options.out} "
                                  "is kept; the same command goes on from there") from error
-    record = {"benchmark": "lora_experiments", "seeds": seeds, "tasks": tasks, "settings": settings,
-              "adapter": json.loads((ROOT / "configs" / "known-answer-adapter.json").read_text()),
-              "commit": commit(), "summary": {name: summary(rows) for name, rows in found.items()},
-              "runs": found}
-    print_tables(record["summary"])
-    (options.out / "lora_experiments.json").write_text(json.dumps(record, indent=1) + "\n")
+    about = {"seeds": seeds, "tasks": tasks, "settings": settings, "commit": commit()}
+    done = {name: about | {"summary": summary(rows), "runs": rows} for name, rows in found.items()}
+    print_tables({name: one["summary"] for name, one in done.items()})
+    write_record(options.out / "lora_experiments.json", done)
     if options.record:
         path = ROOT / "bench" / "results" / "lora_experiments.json"
-        path.write_text(json.dumps(record, indent=1) + "\n")
+        write_record(path, done)
         print(f"record: {path.relative_to(ROOT)}", file=sys.stderr)
 
 

@@ -86,7 +86,7 @@ def text(value, percent=False):
     if value is None:
         return "-"
     middle, low, high = (100 * value[k] if percent else value[k] for k in ("mean", "low", "high"))
-    show = (lambda x: f"{x:.0f}") if percent else short
+    show = (lambda x: f"{round(x) + 0}") if percent else short
     return show(middle) if show(low) == show(high) else f"{show(middle)} [{show(low)}, {show(high)}]"
 
 
