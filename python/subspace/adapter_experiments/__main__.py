@@ -53,7 +53,7 @@ def commit():
 
 def write_record(path, done):
     """Each experiment with its own seeds, settings and commit: one that is not done now stays."""
-    kept = json.loads(path.read_text())["experiments"] if path.exists() else {}
+    kept = json.loads(path.read_text()).get("experiments", {}) if path.exists() else {}
     every = kept | done
     record = {"benchmark": "lora_experiments",
               "adapter": json.loads((ROOT / "configs" / "known-answer-adapter.json").read_text()),
