@@ -80,18 +80,21 @@ def curves_of(summary):
     for log_x, ticks, title, below, lines in panels:
         curves = [(points(summary.get(name, []), task, arms, field), task, dash)
                   for name, arms, field, dash in lines for task in COLOURS]
-        yield log_x, ticks, title, below, [curve for curve in curves if curve[0]]
+        curves = [curve for curve in curves if curve[0]]
+        if not any(dash for _, _, dash in curves):
+            title = title.split(";")[0]
+        yield log_x, ticks, title, below, curves
 
 
 def draw(record):
-    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
-           'font-family="system-ui, sans-serif" font-size="13">'
-           f'<rect width="{WIDTH}" height="{HEIGHT}" fill="{PAPER}"/>']  # fmt: skip
     wide = (WIDTH - LEFT - RIGHT - 2 * GAP) / 3
     summary = {name: one["summary"] for name, one in record["experiments"].items()}
-    for i, (log_x, ticks, title, below, curves) in enumerate(curves_of(summary)):
-        if not curves:
-            continue
+    panels = [panel for panel in curves_of(summary) if panel[-1]]
+    whole = WIDTH - (3 - len(panels)) * (wide + GAP)
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {whole:.0f} {HEIGHT}" '
+           'font-family="system-ui, sans-serif" font-size="13">'
+           f'<rect width="{whole:.0f}" height="{HEIGHT}" fill="{PAPER}"/>']  # fmt: skip
+    for i, (log_x, ticks, title, below, curves) in enumerate(panels):
         ys = [value for found, _, _ in curves for _, three in found for value in three]
         panel = Panel(LEFT + i * (wide + GAP), wide, ticks, ys, log_x)
         out += panel.axes(ticks, below, title)
