@@ -18,6 +18,16 @@ const void* row_of(const Params& p, std::int64_t expert) {
   return static_cast<const char*>(p.table) + expert * p.width * element_bytes(p.element);
 }
 
+/// Asks for a whole row: the next one comes from memory while this one is worked on, and the
+/// processor's own prefetching sees no pattern in rows that are drawn.
+template <typename Params>
+void fetch(const Params& p, std::int64_t expert) {
+  if (expert < 0 || expert >= p.experts) return;
+  const auto* row = static_cast<const char*>(row_of(p, expert));
+  const std::int64_t bytes = p.width * element_bytes(p.element);
+  for (std::int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(row + line);
+}
+
 /// Token by token: `weigh(flat position, dot product)` gives the weight of a row.
 template <typename Params, typename Weigh>
 void walk(const Params& p, const void* vectors, void* sums, int threads, Isa isa,
@@ -40,10 +50,7 @@ void walk(const Params& p, const void* vectors, void* sums, int threads, Isa isa
           continue;
         }
         const void* row = row_of(p, expert);
-        if (at + 1 < (t + 1) * p.selections) {
-          const std::int64_t next = p.index[at + 1];
-          if (next >= 0 && next < p.experts) __builtin_prefetch(row_of(p, next));
-        }
+        if (at + 1 < (t + 1) * p.selections) fetch(p, p.index[at + 1]);
         ops.add(row, weigh(at, ops.dot(row, vector, p.width)), sum, p.width);
       }
       ops.narrow(sum, static_cast<char*>(sums) + t * bytes, p.width);

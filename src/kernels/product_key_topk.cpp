@@ -25,21 +25,23 @@ bool larger(float a, float b) { return a > b || (std::isnan(a) && !std::isnan(b)
 
 struct Entry {
   float value;
-  std::int64_t at;
+  std::int32_t at;
 };
 
 /// The k largest of a side, descending, equal ones in ascending order of place.
 void best_of_side(const void* row, Element element, std::int64_t side, std::int64_t k,
                   Entry* best) {
   std::int64_t have = 0;
+  float least = 0;  // of the k that are there
   for (std::int64_t i = 0; i < side; ++i) {
     const float value = value_at(row, element, i);
-    if (have == k && !larger(value, best[k - 1].value)) continue;
+    if (have == k && !larger(value, least)) continue;
     std::int64_t place = have < k ? have++ : k - 1;
     for (; place > 0 && larger(value, best[place - 1].value); --place) {
       best[place] = best[place - 1];
     }
-    best[place] = {value, i};
+    best[place] = {value, static_cast<std::int32_t>(i)};
+    least = best[have - 1].value;
   }
 }
 
@@ -52,7 +54,7 @@ struct Pair {
 
 Pair add(const Entry& a, const Entry& b, std::int64_t side) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  Pair pair{a.value + b.value, 0, a.at * side + b.at};
+  Pair pair{a.value + b.value, 0, std::int64_t{a.at} * side + b.at};
   if (std::isnan(pair.sum) && !std::isnan(a.value) && !std::isnan(b.value)) pair.sum = -kInfinity;
   if (std::isfinite(pair.sum)) {
     // Knuth's two-sum; each operation is rounded to float32 on every processor built for.
