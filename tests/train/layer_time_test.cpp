@@ -1,5 +1,6 @@
 #include "train/layer_time.h"
 
+#include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -36,6 +37,18 @@ TEST_P(LayerTime, IsMeasuredWithAndWithoutKernels) {
       EXPECT_NEAR(found.at("microseconds_per_token").get<double>(), 1000 * median / 32,
                   1e-9 * median);
     }
+  }
+}
+
+TEST_P(LayerTime, IsMeasuredOnTheGpu) {
+  if (!at::hasCUDA() || at::detail::getCUDAHooks().deviceCount() == 0) {
+    GTEST_SKIP() << "needs a GPU";
+  }
+  for (const char* precision : {"float32", "bfloat16"}) {
+    SCOPED_TRACE(precision);
+    const Json found = layer_time(experiment(GetParam(), precision), at::Device(at::kCUDA, 0), 0);
+    EXPECT_GE(found.at("passes").get<int>(), 5);
+    EXPECT_GT(found.at("milliseconds").get<double>(), 0);
   }
 }
 
