@@ -1,12 +1,15 @@
 #include "train/layer_time.h"
 
 #include <ATen/ATen.h>
+#include <c10/core/StreamGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <algorithm>
 #include <chrono>
 #include <functional>
 
 #include "nn/attention.h"
+#include "train/optimizer.h"
 
 namespace subspace::train {
 namespace {
@@ -30,8 +33,14 @@ Json layer_time(const Experiment& experiment, c10::Device device, double seconds
   options.tensor = at::TensorOptions(device).dtype(narrow ? at::kBFloat16 : at::kFloat);
   options.range = config.initializer_range;
   options.seed = settings.seed;
+  // As in training: a stream of its own, and gradients that are summed in float32 on a GPU.
+  c10::OptionalStreamGuard stream;
+  if (!device.is_cpu()) {
+    stream.reset_stream(c10::impl::VirtualGuardImpl(device.type()).getStreamFromGlobalPool(device));
+  }
   nn::Parameters parameters(options);
   const nn::Attention layer(parameters, config, "model.layers.0.");
+  const Optimizer gradients(parameters, settings);
   const std::int64_t tokens = config.tokens();
   nn::PassContext pass;
   pass.training = true;
