@@ -1,11 +1,14 @@
 #include "lora/modules_run.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <torch/headeronly/version.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <deque>
+#include <future>
 
 #include "base/atomic_file.h"
 #include "base/error.h"
@@ -73,9 +76,8 @@ Json module_json(const AdaptedModule& module, const ModuleIntruders& found,
   return json;
 }
 
-Json one_module(const AdaptedModel& model, const AdaptedModule& module, std::uint64_t seed,
-                const ModulesOptions& options, int threads) {
-  const ModuleWeights weights = module_weights(model, module, threads);
+Json one_module(const AdaptedModule& module, const ModuleWeights& weights, std::uint64_t seed,
+                const ModulesOptions& options) {
   const ModuleSpectrum base(weights.base, options.top);
   if (weights.adapted.defined()) {
     return module_json(module, base.with(weights.adapted), nullptr, options);
@@ -99,6 +101,11 @@ void cells(std::string& row, const Json& list, std::size_t count) {
     if (list.is_array() && j < list.size()) row += cell(list[j]);
   }
 }
+
+/// Numbers in a matrix up to which modules are worked on side by side, a thread each: threads
+/// within a small decomposition wait more than they work. Larger ones have all threads, and the
+/// memory, to themselves.
+constexpr std::int64_t kSmallModule = std::int64_t{1} << 22;
 
 }  // namespace
 
@@ -127,11 +134,29 @@ Json run_lora_modules(const AdaptedModel& model, const Json& facts, const Module
   }
   Json modules = Json::array();
   Progress progress("whole module", static_cast<std::int64_t>(all.size()));
+  const bool small = std::all_of(all.begin(), all.end(), [](const auto& one) {
+    return one.first.out * one.first.in <= kSmallModule;
+  });
+  std::deque<std::future<Json>> running;
+  const auto take = [&] {
+    modules.push_back(running.front().get());
+    running.pop_front();
+    const AdaptedModule& module = all[modules.size() - 1].first;
+    progress.step(fmt::format("{} [{}, {}]", module.path, module.out, module.in));
+  };
   for (const auto& [module, seed] : all) {
     check_interrupted("modules.json is not written before the last module is done");
-    modules.push_back(one_module(model, module, seed, options, threads));
-    progress.step(fmt::format("{} [{}, {}]", module.path, module.out, module.in));
+    auto work = [&module = module, seed = seed, &options, small,
+                 weights = module_weights(model, module, threads)] {
+      if (small) at::set_num_threads(1);  // of this thread alone
+      return one_module(module, weights, seed, options);
+    };
+    running.push_back(
+        std::async(small ? std::launch::async : std::launch::deferred, std::move(work)));
+    while (running.size() >= (small ? static_cast<std::size_t>(std::max(1, threads)) : 1)) take();
   }
+  while (!running.empty()) take();
+  at::set_num_threads(threads);
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   Json json = {
       {"format", "subspace-lora-modules"},
