@@ -4,20 +4,12 @@
 // the standard library is a template, so that no copy can leave its object file.
 
 #include <cmath>
-#include <cstring>
 
 #include "kernels/band_step.h"
+#include "kernels/packs.h"
 
 namespace subspace::kernels {
 namespace {
-
-/// Four doubles; the compiler splits them where registers hold two.
-using Pack = double __attribute__((vector_size(32)));
-constexpr std::int64_t kPack = 4;
-
-// Through references, since how a Pack is passed by value depends on the instruction set.
-inline void load(Pack& x, const double* from) { std::memcpy(&x, from, sizeof x); }
-inline void store(double* to, const Pack& x) { std::memcpy(to, &x, sizeof x); }
 
 inline double dot(const double* x, const double* y, std::int64_t n) {
   Pack sum[2] = {}, a, b;
@@ -29,8 +21,7 @@ inline double dot(const double* x, const double* y, std::int64_t n) {
       sum[k] += a * b;
     }
   }
-  const Pack both = sum[0] + sum[1];
-  double total = (both[0] + both[1]) + (both[2] + both[3]);
+  double total = sum_of(sum[0] + sum[1]);
   for (; i < n; ++i) total += x[i] * y[i];
   return total;
 }

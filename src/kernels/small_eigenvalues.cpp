@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "kernels/largest_entry.h"
 #include "kernels/small_eigenvalues_body.h"
 
 namespace subspace::kernels {
@@ -36,15 +37,8 @@ bool SmallEigenvalues::find(const double* a, std::int64_t n, std::int64_t stride
   const auto size = [](std::int64_t x) { return static_cast<std::size_t>(x); };
   real_.assign(size(n), 0);
   imaginary_.assign(size(n), 0);
-  double largest = 0;
-  bool finite = true;
-  for (std::int64_t i = 0; i < n; ++i) {
-    for (std::int64_t j = 0; j < n; ++j) {
-      const double x = std::abs(a[i * stride + j]);
-      finite = finite && x <= std::numeric_limits<double>::max();
-      largest = std::max(largest, x);
-    }
-  }
+  const double largest = largest_entry(a, n, n, stride);
+  bool finite = !std::isnan(largest);
   if (finite && largest == 0) return true;
   const double nan = std::numeric_limits<double>::quiet_NaN();
   int exponent = 0;

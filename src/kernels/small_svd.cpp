@@ -5,6 +5,7 @@
 #include <limits>
 #include <numeric>
 
+#include "kernels/largest_entry.h"
 #include "kernels/small_svd_body.h"
 
 namespace subspace::kernels {
@@ -235,16 +236,8 @@ bool SmallSvd::decompose(const double* a, std::int64_t m, std::int64_t n, std::i
   d_.assign(size(q_), 0);
   e_.assign(size(q_), 0);
   work_.resize(size(rows_ * width_));
-  double largest = 0;
-  bool finite = true;
-  for (std::int64_t i = 0; i < m; ++i) {
-    for (std::int64_t j = 0; j < n; ++j) {
-      const double x = std::abs(a[i * stride + j]);
-      finite = finite && x <= std::numeric_limits<double>::max();
-      largest = std::max(largest, x);
-    }
-  }
-  if (!finite) {
+  const double largest = largest_entry(a, m, n, stride);
+  if (std::isnan(largest)) {
     std::fill(values_.begin(), values_.end(), std::numeric_limits<double>::quiet_NaN());
     return false;
   }
@@ -294,6 +287,19 @@ bool SmallSvd::decompose(const double* a, std::int64_t m, std::int64_t n, std::i
   return true;
 }
 
+/// Of the image, whose rows are those of U (or V) of what is decomposed.
+Reflections SmallSvd::reflections(bool own_left, std::int64_t columns, bool forward) {
+  return {.v = (own_left ? left_ : right_).data(),
+          .stride = own_left ? rows_ : width_,
+          .tau = (own_left ? left_tau_ : right_tau_).data(),
+          .n = q_,
+          .rows = own_left ? rows_ : q_,
+          .skip = own_left ? 0 : 1,
+          .x = image_.data(),
+          .columns = columns,
+          .forward = forward};
+}
+
 void SmallSvd::vectors(bool left, std::int64_t count, double* out) {
   const bool own_left = left != turned_;
   const std::int64_t rows = own_left ? rows_ : q_, columns = whole_packs(count);
@@ -308,15 +314,7 @@ void SmallSvd::vectors(bool left, std::int64_t count, double* out) {
   const std::vector<Rotation>& turns = own_left ? left_turns_ : right_turns_;
   steps.rotate(turns.data(), static_cast<std::int64_t>(turns.size()), false, image_.data(),
                columns);
-  steps.reflect({.v = (own_left ? left_ : right_).data(),
-                 .stride = own_left ? rows_ : width_,
-                 .tau = (own_left ? left_tau_ : right_tau_).data(),
-                 .n = q_,
-                 .rows = rows,
-                 .skip = own_left ? 0 : 1,
-                 .x = image_.data(),
-                 .columns = columns,
-                 .forward = false});
+  steps.reflect(reflections(own_left, columns, /*forward=*/false));
   for (std::int64_t i = 0; i < rows; ++i) {
     std::copy_n(image_.data() + i * columns, count, out + i * count);
   }
@@ -330,15 +328,7 @@ void SmallSvd::project(bool left, const double* x, std::int64_t count, double* o
     std::copy_n(x + i * count, count, image_.data() + i * columns);
   }
   const SvdSteps steps = steps_of(isa_);
-  steps.reflect({.v = (own_left ? left_ : right_).data(),
-                 .stride = own_left ? rows_ : width_,
-                 .tau = (own_left ? left_tau_ : right_tau_).data(),
-                 .n = q_,
-                 .rows = rows,
-                 .skip = own_left ? 0 : 1,
-                 .x = image_.data(),
-                 .columns = columns,
-                 .forward = true});
+  steps.reflect(reflections(own_left, columns, /*forward=*/true));
   const std::vector<Rotation>& turns = own_left ? left_turns_ : right_turns_;
   steps.rotate(turns.data(), static_cast<std::int64_t>(turns.size()), true, image_.data(), columns);
   for (std::int64_t j = 0; j < q_; ++j) {

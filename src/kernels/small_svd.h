@@ -7,6 +7,8 @@
 
 namespace subspace::kernels {
 
+struct Reflections;
+
 /// Singular value decompositions of small matrices, one after another on one thread.
 ///
 ///   A = U diag(sigma) V^T,   A [m, n],   q = min(m, n) values, descending
@@ -57,6 +59,8 @@ class SmallSvd {
  private:
   void vectors(bool left, std::int64_t count, double* out);
   void project(bool left, const double* x, std::int64_t count, double* out);
+
+  Reflections reflections(bool own_left, std::int64_t columns, bool forward);
 
   Isa isa_;
   bool turned_ = false;                                      // A^T is what is decomposed
