@@ -17,10 +17,9 @@ using torch::autograd::variable_list;
 
 // N tokens, d width, E experts, k active, m an expert's width.
 
-/// Choices in an expert's order: place i of it holds choice order[i], which is of token order[i]/k.
+/// Choices sorted by expert: the token of each place, and the place of each choice.
 struct Order {
-  at::Tensor order, inverse;  // [N k]
-  at::Tensor tokens;          // [N k]
+  at::Tensor tokens, places;  // [N k]
   std::int64_t active;
 };
 
@@ -28,17 +27,17 @@ at::Tensor rows_of_choices(const at::Tensor& x, const Order& o) {
   return x.index_select(0, o.tokens);
 }
 at::Tensor sums_of_choices(const at::Tensor& rows, const Order& o) {
-  return rows.index_select(0, o.inverse).view({-1, o.active, rows.size(1)}).sum(1);
+  return rows.index_select(0, o.places).view({-1, o.active, rows.size(1)}).sum(1);
 }
 
 // Each is the other's backward, so that neither direction adds by atomics.
 void save(AutogradContext* context, const Order& o) {
-  context->save_for_backward({o.order, o.inverse, o.tokens});
+  context->save_for_backward({o.tokens, o.places});
   context->saved_data["active"] = o.active;
 }
 Order saved(AutogradContext* context) {
   const variable_list kept = context->get_saved_variables();
-  return {kept[0], kept[1], kept[2], context->saved_data["active"].toInt()};
+  return {kept[0], kept[1], context->saved_data["active"].toInt()};
 }
 
 struct RowsOfChoices : Function<RowsOfChoices> {
@@ -167,15 +166,15 @@ at::Tensor MixtureOfExperts::grouped_experts(const at::Tensor& x, const at::Tens
   const std::int64_t experts = config_.experts, m = config_.width;
   const at::Tensor flat = chosen.flatten();
   const at::Tensor order = flat.argsort(/*stable=*/true, 0, false);
-  const at::Tensor places = at::arange(flat.numel(), flat.options());
-  const Order o{order, at::empty_like(order).scatter_(0, order, places),
-                order.floor_divide(config_.active), config_.active};
-  const at::Tensor ends = at::searchsorted(flat.index_select(0, o.order),
+  const at::Tensor count = at::arange(flat.numel(), flat.options());
+  const Order o{order.floor_divide(config_.active), at::empty_like(order).scatter_(0, order, count),
+                config_.active};
+  const at::Tensor ends = at::searchsorted(flat.index_select(0, order),
                                            at::arange(experts, flat.options()), /*out_int32=*/true,
                                            /*right=*/true);
   const at::Tensor up = at::_grouped_mm(RowsOfChoices::apply(x, o),
                                         up_.view({experts, 2 * m, width_}).transpose(1, 2), ends);
-  const at::Tensor weight = weights.flatten().gather(0, o.order).to(x.scalar_type());
+  const at::Tensor weight = weights.flatten().gather(0, order).to(x.scalar_type());
   const at::Tensor inner = at::silu(up.narrow(1, 0, m)) * up.narrow(1, m, m) * weight.unsqueeze(1);
   const at::Tensor written =
       at::_grouped_mm(inner, down_.view({experts, width_, m}).transpose(1, 2), ends);
