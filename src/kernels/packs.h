@@ -22,15 +22,14 @@ inline std::int64_t whole_packs(std::int64_t n) { return (n + kPack - 1) / kPack
 
 /// Four packs as the rows of a 4 x 4 matrix, turned.
 inline void transpose(Pack* x) {
-  using Places = std::int64_t __attribute__((vector_size(32)));
-  const Pack a = __builtin_shuffle(x[0], x[1], Places{0, 4, 2, 6});
-  const Pack b = __builtin_shuffle(x[0], x[1], Places{1, 5, 3, 7});
-  const Pack c = __builtin_shuffle(x[2], x[3], Places{0, 4, 2, 6});
-  const Pack d = __builtin_shuffle(x[2], x[3], Places{1, 5, 3, 7});
-  x[0] = __builtin_shuffle(a, c, Places{0, 1, 4, 5});
-  x[1] = __builtin_shuffle(b, d, Places{0, 1, 4, 5});
-  x[2] = __builtin_shuffle(a, c, Places{2, 3, 6, 7});
-  x[3] = __builtin_shuffle(b, d, Places{2, 3, 6, 7});
+  const Pack a = __builtin_shufflevector(x[0], x[1], 0, 4, 2, 6);
+  const Pack b = __builtin_shufflevector(x[0], x[1], 1, 5, 3, 7);
+  const Pack c = __builtin_shufflevector(x[2], x[3], 0, 4, 2, 6);
+  const Pack d = __builtin_shufflevector(x[2], x[3], 1, 5, 3, 7);
+  x[0] = __builtin_shufflevector(a, c, 0, 1, 4, 5);
+  x[1] = __builtin_shufflevector(b, d, 0, 1, 4, 5);
+  x[2] = __builtin_shufflevector(a, c, 2, 3, 6, 7);
+  x[3] = __builtin_shufflevector(b, d, 2, 3, 6, 7);
 }
 
 }  // namespace
