@@ -127,7 +127,7 @@ at::Tensor values_of(const Shape& n, const at::Tensor& q, const at::Tensor& kv) 
   return q.narrow(-1, 2 * n.heads * n.width, n.heads * n.value).unflatten(-1, {n.heads, n.value});
 }
 
-/// Softmax attention by PyTorch's kernels, heads [B, T, H, width].
+/// Softmax attention by PyTorch's kernels, heads [B, T, H, width]; `out` as wide as they made it.
 struct Attended {
   at::Tensor out, lse, seed, offset, cum_q, cum_k;
   std::int64_t max_q = 0, max_k = 0;
@@ -149,9 +149,16 @@ kernels::ShortAttention brief_attention(const Shape& n, const at::Tensor& q, con
   return p;
 }
 
+/// Values narrower than keys: cuDNN takes them as they are, the others with zeros behind.
+at::Tensor as_wide_as_keys(AttentionKernel kernel, const Shape& n, const at::Tensor& v) {
+  if (n.value == n.width || (kernel == AttentionKernel::cudnn && v.is_cuda())) return v;
+  return at::constant_pad_nd(v, {0, n.width - n.value});
+}
+
 Attended attend(AttentionKernel kernel, const Shape& n, const at::Tensor& q, const at::Tensor& k,
                 const at::Tensor& v) {
-  const at::Tensor qt = q.transpose(1, 2), kt = k.transpose(1, 2), vt = v.transpose(1, 2);
+  const at::Tensor qt = q.transpose(1, 2), kt = k.transpose(1, 2);
+  const at::Tensor vt = as_wide_as_keys(kernel, n, v).transpose(1, 2);
   const bool causal = n.causal != 0;
   Attended a;
   if (kernel == AttentionKernel::brief) {
@@ -181,7 +188,7 @@ Attended attend(AttentionKernel kernel, const Shape& n, const at::Tensor& q, con
 
 using Three = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
-/// Gradients of q, k and v, [B, H, T, width].
+/// Gradients of q, k and v, [B, H, T, width]; v's may have columns behind its own.
 Three attend_backward(AttentionKernel kernel, const Shape& n, const Attended& a,
                       const at::Tensor& grad, const at::Tensor& q, const at::Tensor& k,
                       const at::Tensor& v) {
@@ -197,18 +204,20 @@ Three attend_backward(AttentionKernel kernel, const Shape& n, const Attended& a,
     run(q, p);
     return {gq.transpose(1, 2), gk.transpose(1, 2), gv.transpose(1, 2)};
   }
-  const at::Tensor qt = q.transpose(1, 2), kt = k.transpose(1, 2), vt = v.transpose(1, 2);
+  const at::Tensor qt = q.transpose(1, 2), kt = k.transpose(1, 2);
+  const at::Tensor vt = as_wide_as_keys(kernel, n, v).transpose(1, 2);
+  const at::Tensor g = as_wide_as_keys(kernel, n, grad);
   const bool causal = n.causal != 0;
   if (q.is_cpu()) {
-    return at::_scaled_dot_product_flash_attention_for_cpu_backward(grad, qt, kt, vt, a.out, a.lse,
+    return at::_scaled_dot_product_flash_attention_for_cpu_backward(g, qt, kt, vt, a.out, a.lse,
                                                                     0.0, causal, {}, n.scale);
   }
   if (kernel == AttentionKernel::cudnn) {
-    return at::_scaled_dot_product_cudnn_attention_backward(grad, qt, kt, vt, a.out, a.lse, a.seed,
+    return at::_scaled_dot_product_cudnn_attention_backward(g, qt, kt, vt, a.out, a.lse, a.seed,
                                                             a.offset, {}, a.cum_q, a.cum_k, a.max_q,
                                                             a.max_k, 0.0, causal, n.scale);
   }
-  return at::_scaled_dot_product_flash_attention_backward(grad, qt, kt, vt, a.out, a.lse, a.cum_q,
+  return at::_scaled_dot_product_flash_attention_backward(g, qt, kt, vt, a.out, a.lse, a.cum_q,
                                                           a.cum_k, a.max_q, a.max_k, 0.0, causal,
                                                           a.seed, a.offset, n.scale);
 }
@@ -234,7 +243,7 @@ at::Tensor heads_forward(AutogradContext* context, const Shape& n, const at::Ten
                          a.out,    a.lse,    a.seed, a.offset, a.cum_q, a.cum_k};
   for (const at::Tensor& tensor : more) saved.push_back(tensor);
   context->save_for_backward(saved);
-  return a.out.transpose(1, 2).flatten(2);
+  return a.out.narrow(-1, 0, n.value).transpose(1, 2).flatten(2);
 }
 constexpr std::size_t kSavedByHeads = 12;
 
@@ -251,7 +260,7 @@ void heads_backward(AutogradContext* context, const variable_list& saved, const 
   const auto [gq, gk, gv] =
       attend_backward(kernel, n, a, grad_z, saved[0], saved[1], values_of(n, saved[2], saved[3]));
   const at::Tensor dq = gq.transpose(1, 2).contiguous(), dk = gk.transpose(1, 2).contiguous();
-  const at::Tensor dv = gv.transpose(1, 2).contiguous();
+  const at::Tensor dv = gv.narrow(-1, 0, n.value).transpose(1, 2).contiguous();
   kernels::RotaryHeadsGrad p;
   p.forward = rotation(n, grad_q, saved[4], saved[5]);
   place_heads(p.forward, n, grad_q, grad_kv, grad_down);
@@ -328,7 +337,7 @@ bool attention_fits(const AttentionConfig& config, const PassContext& pass, cons
   // PyTorch's fast attention kernels of a GPU know no float32.
   if (!x.is_cpu() && x.scalar_type() != at::kBFloat16) return false;
   if (!fused(x) || pass.mask.defined() || rotary.layout() == Rotary::Layout::none ||
-      rotary.of_positions() || config.kv_heads != config.heads || config.value != config.query()) {
+      rotary.of_positions() || config.kv_heads != config.heads || config.value > config.query()) {
     return false;
   }
   const Shape n(config, rotary);

@@ -7,8 +7,8 @@
 namespace subspace::nn {
 
 /// Whether fused_attention or fused_latent_attention compute this attention on such vectors: as
-/// many key as query heads, heads of keys and values of one width, rotated, sizes that
-/// kernels/rotary_heads.h takes, no mask, positions 0 .. T - 1.
+/// many key as query heads, values no wider than keys, rotated, sizes that kernels/rotary_heads.h
+/// takes, no mask, positions 0 .. T - 1.
 bool attention_fits(const AttentionConfig& config, const PassContext& pass, const at::Tensor& x);
 
 /// Softmax attention z [B, T, H d_v] from queries, keys and values [B, T, 3 H d_v] side by side,

@@ -5,6 +5,7 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include "nn/fused_attention.h"
 #include "nn/tiny_models.h"
 
 namespace subspace::nn {
@@ -27,6 +28,7 @@ std::vector<testing::Variant> sizes_that_fit() {
                "mlp_bias": true, "tie_word_embeddings": true)")},
       {"shared_key", "subspace_decoder",
        with(R"("qk_nope_head_dim": 8, "o_lora_rank": 16, "o_latent_norm": "rms")")},
+      {"narrow_values", "subspace_decoder", with(R"("qk_nope_head_dim": 16, "o_lora_rank": 16)")},
       {"ethos", "subspace_decoder",
        with(R"("qk_nope_head_dim": 8, "feed_forward": "ethos", "first_k_dense_replace": 1,
                "num_experts": 25, "num_expert_heads": 2, "num_experts_per_head": 3,
@@ -103,6 +105,17 @@ TEST_P(Fused, EqualsTheOperators) {
       }
     }
   }
+}
+
+// What is compared above is the kernels, not the operators twice.
+TEST_P(Fused, AttendsByKernels) {
+  const Fusing fusing(Fuse::always);
+  const ModelConfig config = read_model_config(GetParam().config(), GetParam().name);
+  const at::Tensor x = at::zeros({1, 9, config.width});
+  PassContext pass;
+  pass.rotary =
+      RotaryTable(config.attention.rotary, 9, x.options()).at_positions(9, at::Tensor());
+  EXPECT_TRUE(attention_fits(config.attention, pass, x));
 }
 
 INSTANTIATE_TEST_SUITE_P(Variants, Fused, ::testing::ValuesIn(sizes_that_fit()),
