@@ -17,6 +17,11 @@ from . import ops
 GELU_SQUARE = 0.4252
 
 
+def wide(tensor):
+    """In float32 at least."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 class ProductKeyRouter(nn.Module):
     """Chooses experts: for each head the k best of n^2 = experts pairs of sub-keys.
 
@@ -53,10 +58,29 @@ class ProductKeyRouter(nn.Module):
         self.keys = nn.Parameter(torch.randn(2, side, query_dim // 2) * (query_dim / 2) ** -0.5)
 
     def forward(self, x):
-        queries = self.norm(self.query(x)).unflatten(1, (self.heads, 2, -1))
-        s1 = queries[:, :, 0] @ self.keys[0].T
-        s2 = queries[:, :, 1] @ self.keys[1].T
-        return ops.product_key_topk(s1, s2, self.k, softmax=True)
+        first, second = self.halves(self.query(x))
+        return ops.product_key_topk(
+            first @ self.keys[0].T, second @ self.keys[1].T, self.k, softmax=True
+        )
+
+    def halves(self, queries):
+        """Both halves of every head's query, normalised: [tokens, heads, query_dim / 2] each."""
+        norm = self.norm
+        if not isinstance(norm, nn.BatchNorm1d):
+            return queries.unflatten(1, (self.heads, 2, -1)).unbind(2)
+        mean, variance = norm.running_mean, norm.running_var
+        if norm.training:
+            tokens = queries.shape[0]
+            if tokens < 2:
+                raise ValueError(f"batch norm in training needs 2 tokens or more; there are {tokens}")
+            mean, variance = ops.column_moments(queries.detach())
+            with torch.no_grad():
+                norm.num_batches_tracked += 1
+                norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
+                unbiased = variance * (tokens / (tokens - 1))
+                norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), norm.momentum)
+        kept = (wide(tensor) for tensor in (norm.weight, norm.bias, mean, variance))
+        return ops.batch_norm_halves(queries, *kept, self.heads, norm.eps, norm.training)
 
 
 class _Experts(nn.Module):

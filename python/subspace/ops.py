@@ -1,6 +1,8 @@
 """The operators torch.ops.subspace.*; importing this module registers them.
 
     product_key_topk(s1, s2, k, softmax=False) -> scores, index
+    column_moments(x) -> mean, variance
+    batch_norm_halves(x, weight, bias, mean, variance, heads, eps, of_batch) -> first, second
     ethos_experts(xp, scores, index, z, w1) -> acc
     ethos_layer(x, scores, index, z, w1, w_u, w_v, heads) -> y
     stored_experts(x, scores, index, down, up) -> y
@@ -60,6 +62,8 @@ def _load():
 _load()
 
 product_key_topk = torch.ops.subspace.product_key_topk
+column_moments = torch.ops.subspace.column_moments
+batch_norm_halves = torch.ops.subspace.batch_norm_halves
 ethos_experts = torch.ops.subspace.ethos_experts
 ethos_layer = torch.ops.subspace.ethos_layer
 stored_experts = torch.ops.subspace.stored_experts

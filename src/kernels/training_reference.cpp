@@ -50,6 +50,45 @@ RmsNormGradResult rms_norm_grad_reference(const Reals& grad, const Reals& grad_s
   return out;
 }
 
+MomentsResult column_moments_reference(const Reals& x, std::int64_t columns) {
+  const auto width = static_cast<std::size_t>(columns);
+  const std::size_t rows = x.size() / width;
+  MomentsResult out{Reals(width), Reals(width)};
+  for (std::size_t i = 0; i < x.size(); ++i) out.mean[i % width] += x[i];
+  for (double& mean : out.mean) mean /= static_cast<double>(rows);
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    const double apart = x[i] - out.mean[i % width];
+    out.variance[i % width] += apart * apart / static_cast<double>(rows);
+  }
+  return out;
+}
+
+BatchNormResult batch_norm_reference(const Reals& x, const MomentsResult& moments,
+                                     const Reals& weight, const Reals& bias, const Reals& grad,
+                                     double eps, bool of_batch) {
+  const std::size_t width = weight.size(), rows = x.size() / width;
+  BatchNormResult out{Reals(x.size()), Reals(x.size()), Reals(width), Reals(width)};
+  for (std::size_t c = 0; c < width; ++c) {
+    const double r = 1 / std::sqrt(moments.variance[c] + eps);
+    const auto normal = [&](std::size_t row) { return (x[row * width + c] - moments.mean[c]) * r; };
+    for (std::size_t row = 0; row < rows; ++row) {
+      out.y[row * width + c] = normal(row) * weight[c] + bias[c];
+      out.bias[c] += grad[row * width + c];
+      out.weight[c] += grad[row * width + c] * normal(row);
+    }
+    for (std::size_t to = 0; to < rows; ++to) {
+      // dy_from/dx_to = w r ([from = to] - (1 + n_from n_to) / rows): the mean and the variance
+      // move with x_to.
+      double sum = grad[to * width + c];
+      for (std::size_t from = 0; of_batch && from < rows; ++from) {
+        sum -= grad[from * width + c] * (1 + normal(from) * normal(to)) / static_cast<double>(rows);
+      }
+      out.grad_x[to * width + c] = weight[c] * r * sum;
+    }
+  }
+  return out;
+}
+
 Reals swiglu_reference(const Reals& up, const Reals& bias) {
   const std::size_t width = bias.size() / 2, rows = up.size() / (2 * width);
   Reals y(rows * width);

@@ -23,6 +23,20 @@ struct RmsNormGradResult {
 RmsNormGradResult rms_norm_grad_reference(const Reals& grad, const Reals& grad_sum, const Reals& s,
                                           const Reals& weight, double eps);
 
+/// ColumnMoments of x [rows, width].
+struct MomentsResult {
+  Reals mean, variance;
+};
+MomentsResult column_moments_reference(const Reals& x, std::int64_t width);
+/// BatchNormHalves and BatchNormHalvesGrad before they take sides apart: y, grad and grad_x are
+/// [rows, width].
+struct BatchNormResult {
+  Reals y, grad_x, weight, bias;
+};
+BatchNormResult batch_norm_reference(const Reals& x, const MomentsResult& moments,
+                                     const Reals& weight, const Reals& bias, const Reals& grad,
+                                     double eps, bool of_batch);
+
 /// Swiglu and SwigluGrad; bias [2 width].
 Reals swiglu_reference(const Reals& up, const Reals& bias);
 struct SwigluGradResult {

@@ -3,21 +3,40 @@
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
+
+#include "ops/ops.h"
 
 namespace subspace::nn {
 namespace {
 
 constexpr double kBatchNormEps = 1e-5, kBatchNormMomentum = 0.1;
 
+Halves halves_of(const at::Tensor& queries, std::int64_t heads) {
+  const at::Tensor both = queries.view({queries.size(0), heads, 2, -1});
+  return {both.select(2, 0), both.select(2, 1)};
+}
+
 }  // namespace
 
-at::Tensor BatchNorm::operator()(const at::Tensor& x, bool training) const {
-  // Statistics and their parameters in float32 at least, whatever x is: a mean over tens of
-  // thousands of rows is more than bfloat16 can hold.
-  const at::ScalarType kept = mean.scalar_type();
-  return at::batch_norm(x, weight.to(kept), bias.to(kept), mean, variance, training,
-                        kBatchNormMomentum, kBatchNormEps, /*cudnn_enabled=*/false);
+Halves BatchNorm::operator()(const at::Tensor& x, std::int64_t heads, bool training) const {
+  if (x.scalar_type() == at::kDouble) {
+    return halves_of(at::batch_norm(x, weight, bias, mean, variance, training, kBatchNormMomentum,
+                                    kBatchNormEps, /*cudnn_enabled=*/false),
+                     heads);
+  }
+  at::Tensor of_rows = mean, spread = variance;
+  if (training) {
+    std::tie(of_rows, spread) = ops::column_moments(x.detach());
+    const auto rows = static_cast<double>(x.size(0));
+    mean.lerp_(of_rows, kBatchNormMomentum);
+    variance.lerp_(spread * (rows / std::max(rows - 1, 1.0)), kBatchNormMomentum);
+  }
+  const auto [first, second] =
+      ops::batch_norm_halves(x, weight.to(at::kFloat), bias.to(at::kFloat), of_rows, spread, heads,
+                             kBatchNormEps, /*of_batch=*/training);
+  return {first, second};
 }
 
 BatchNorm batch_norm(Parameters& parameters, const std::string& name, std::int64_t width) {
@@ -40,10 +59,9 @@ ProductKeyRouter::ProductKeyRouter(Parameters& parameters, const NeuronExpertsCo
 }
 
 Selections ProductKeyRouter::operator()(const at::Tensor& x, bool training) const {
-  at::Tensor q = query_(x);
-  if (norm_) q = (*norm_)(q, training);
-  const at::Tensor halves = q.view({x.size(0), heads_, 2, -1});
-  return choose_experts(keys_[0](halves.select(2, 0)), keys_[1](halves.select(2, 1)), per_head_);
+  const at::Tensor q = query_(x);
+  const Halves halves = norm_ ? (*norm_)(q, heads_, training) : halves_of(q, heads_);
+  return choose_experts(keys_[0](halves[0]), keys_[1](halves[1]), per_head_);
 }
 
 }  // namespace subspace::nn

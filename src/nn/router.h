@@ -1,12 +1,17 @@
 #pragma once
 
+#include <array>
+
 #include "nn/expert_functions.h"
 #include "nn/layers.h"
 #include "nn/neuron_config.h"
 
 namespace subspace::nn {
 
-/// Batch normalisation of the rows of one pass, x [T, C] (Ioffe and Szegedy 2015):
+/// The queries of all heads, taken apart: their first and second halves, [T, H, query / 2].
+using Halves = std::array<at::Tensor, 2>;
+
+/// Batch normalisation of the queries x [T, H query] of one pass (Ioffe and Szegedy 2015):
 ///
 ///   y = (x - mean) / sqrt(var + 1e-5) * w + b
 ///
@@ -15,7 +20,7 @@ namespace subspace::nn {
 /// checkpoint, written in place, so that a recorded pass moves them too.
 struct BatchNorm {
   at::Tensor weight, bias, mean, variance;
-  at::Tensor operator()(const at::Tensor& x, bool training) const;
+  Halves operator()(const at::Tensor& x, std::int64_t heads, bool training) const;
 };
 BatchNorm batch_norm(Parameters& parameters, const std::string& name, std::int64_t width);
 

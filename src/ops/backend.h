@@ -12,6 +12,7 @@ namespace subspace::ops {
 
 using at::Tensor;
 using Tensors2 = std::tuple<Tensor, Tensor>;
+using Tensors3 = std::tuple<Tensor, Tensor, Tensor>;
 using Tensors4 = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 Tensors2 topk(const Tensor& s1, const Tensor& s2, std::int64_t k, bool softmax);
@@ -23,6 +24,21 @@ Tensors2 topk_backward(const Tensor& grad, const Tensor& index,
 Tensors2 topk_backward_meta(const Tensor& grad, const Tensor& index,
                             const std::optional<Tensor>& weights, c10::SymInt side,
                             at::ScalarType type);
+
+Tensors2 moments(const Tensor& x);
+Tensors2 moments_meta(const Tensor& x);
+Tensors2 norm_halves(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& mean,
+                     const Tensor& variance, std::int64_t heads, double eps, bool of_batch);
+Tensors2 norm_halves_meta(const Tensor& x, const Tensor& weight, const Tensor& bias,
+                          const Tensor& mean, const Tensor& variance, std::int64_t heads,
+                          double eps, bool of_batch);
+/// Of x, weight and bias.
+Tensors3 norm_halves_backward(const Tensor& grad_first, const Tensor& grad_second, const Tensor& x,
+                              const Tensor& weight, const Tensor& mean, const Tensor& variance,
+                              double eps, bool of_batch);
+Tensors3 norm_halves_backward_meta(const Tensor& grad_first, const Tensor& grad_second,
+                                   const Tensor& x, const Tensor& weight, const Tensor& mean,
+                                   const Tensor& variance, double eps, bool of_batch);
 
 /// acc, p [T, S] float32, and the generated rows: pre = z W1, table = gelu(pre).
 Tensors4 ethos_forward(const Tensor& xp, const Tensor& scores, const Tensor& index, const Tensor& z,

@@ -49,6 +49,29 @@ struct ProductKeyTopk : torch::autograd::Function<ProductKeyTopk> {
   }
 };
 
+struct BatchNormHalves : torch::autograd::Function<BatchNormHalves> {
+  static variable_list forward(AutogradContext* context, const Tensor& x, const Tensor& weight,
+                               const Tensor& bias, const Tensor& mean, const Tensor& variance,
+                               std::int64_t heads, double eps, bool of_batch) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    auto [first, second] = SUBSPACE_ENTRY("batch_norm_halves", decltype(norm_halves))
+                               .call(x, weight, bias, mean, variance, heads, eps, of_batch);
+    context->save_for_backward({x, weight, mean, variance});
+    context->saved_data["eps"] = eps;
+    context->saved_data["of_batch"] = of_batch;
+    return {first, second};
+  }
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    const auto s = context->get_saved_variables();
+    auto [x, weight, bias] =
+        SUBSPACE_ENTRY("batch_norm_halves_backward", decltype(norm_halves_backward))
+            .call(grads[0], grads[1], s[0], s[1], s[2], s[3],
+                  context->saved_data.at("eps").toDouble(),
+                  context->saved_data.at("of_batch").toBool());
+    return {x, weight, bias, {}, {}, {}, {}, {}};
+  }
+};
+
 struct EthosExperts : torch::autograd::Function<EthosExperts> {
   static variable_list forward(AutogradContext* context, const Tensor& xp, const Tensor& scores,
                                const Tensor& index, const Tensor& z, const Tensor& w1) {
@@ -93,6 +116,16 @@ struct StoredExperts : torch::autograd::Function<StoredExperts> {
 Tensors2 topk_autograd(const Tensor& s1, const Tensor& s2, std::int64_t k, bool softmax) {
   const auto out = ProductKeyTopk::apply(s1, s2, k, softmax);
   return {out[0], out[1]};
+}
+Tensors2 norm_halves_autograd(const Tensor& x, const Tensor& weight, const Tensor& bias,
+                              const Tensor& mean, const Tensor& variance, std::int64_t heads,
+                              double eps, bool of_batch) {
+  const auto out = BatchNormHalves::apply(x, weight, bias, mean, variance, heads, eps, of_batch);
+  return {out[0], out[1]};
+}
+Tensors2 moments_autograd(const Tensor& x) {
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return SUBSPACE_ENTRY("column_moments", decltype(moments)).call(x);
 }
 Tensors4 ethos_autograd(const Tensor& xp, const Tensor& scores, const Tensor& index,
                         const Tensor& z, const Tensor& w1) {
@@ -161,6 +194,16 @@ std::tuple<Tensor, Tensor> product_key_topk(const Tensor& s1, const Tensor& s2, 
                                             bool softmax) {
   return SUBSPACE_ENTRY("product_key_topk", decltype(topk)).call(s1, s2, k, softmax);
 }
+std::tuple<Tensor, Tensor> column_moments(const Tensor& x) {
+  return SUBSPACE_ENTRY("column_moments", decltype(moments)).call(x);
+}
+std::tuple<Tensor, Tensor> batch_norm_halves(const Tensor& x, const Tensor& weight,
+                                             const Tensor& bias, const Tensor& mean,
+                                             const Tensor& variance, std::int64_t heads, double eps,
+                                             bool of_batch) {
+  return SUBSPACE_ENTRY("batch_norm_halves", decltype(norm_halves))
+      .call(x, weight, bias, mean, variance, heads, eps, of_batch);
+}
 Tensor ethos_experts(const Tensor& xp, const Tensor& scores, const Tensor& index, const Tensor& z,
                      const Tensor& w1) {
   return SUBSPACE_ENTRY("ethos_experts", decltype(ethos_experts)).call(xp, scores, index, z, w1);
@@ -185,6 +228,16 @@ TORCH_LIBRARY(subspace, library) {
   library.def(
       "product_key_topk_backward(Tensor grad, Tensor index, Tensor? weights, SymInt side,"
       " ScalarType type) -> (Tensor s1, Tensor s2)",
+      tags);
+  library.def("column_moments(Tensor x) -> (Tensor mean, Tensor variance)", tags);
+  library.def(
+      "batch_norm_halves(Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor variance,"
+      " int heads, float eps, bool of_batch) -> (Tensor first, Tensor second)",
+      tags);
+  library.def(
+      "batch_norm_halves_backward(Tensor grad_first, Tensor grad_second, Tensor x, Tensor weight,"
+      " Tensor mean, Tensor variance, float eps, bool of_batch)"
+      " -> (Tensor x, Tensor weight, Tensor bias)",
       tags);
   library.def(
       "ethos_experts(Tensor xp, Tensor scores, Tensor index, Tensor z, Tensor w1) -> Tensor", tags);
@@ -217,6 +270,9 @@ TORCH_LIBRARY(subspace, library) {
 void register_backend(torch::Library& library) {
   library.impl("product_key_topk", &topk);
   library.impl("product_key_topk_backward", &topk_backward);
+  library.impl("column_moments", &moments);
+  library.impl("batch_norm_halves", &norm_halves);
+  library.impl("batch_norm_halves_backward", &norm_halves_backward);
   library.impl("ethos_experts_forward", &ethos_forward);
   library.impl("ethos_experts_backward", &ethos_backward);
   library.impl("stored_experts_forward", &stored_forward);
@@ -228,6 +284,9 @@ TORCH_LIBRARY_IMPL(subspace, CUDA, library) { register_backend(library); }
 TORCH_LIBRARY_IMPL(subspace, Meta, library) {
   library.impl("product_key_topk", &topk_meta);
   library.impl("product_key_topk_backward", &topk_backward_meta);
+  library.impl("column_moments", &moments_meta);
+  library.impl("batch_norm_halves", &norm_halves_meta);
+  library.impl("batch_norm_halves_backward", &norm_halves_backward_meta);
   library.impl("ethos_experts_forward", &ethos_forward_meta);
   library.impl("ethos_experts_backward", &ethos_backward_meta);
   library.impl("stored_experts_forward", &stored_forward_meta);
@@ -242,10 +301,12 @@ TORCH_LIBRARY_IMPL(subspace, CompositeImplicitAutograd, library) {
 
 TORCH_LIBRARY_IMPL(subspace, Autograd, library) {
   library.impl("product_key_topk", &topk_autograd);
+  library.impl("column_moments", &moments_autograd);
+  library.impl("batch_norm_halves", &norm_halves_autograd);
   library.impl("ethos_experts_forward", &ethos_autograd);
   library.impl("stored_experts_forward", &stored_autograd);
-  for (const char* name :
-       {"product_key_topk_backward", "ethos_experts_backward", "stored_experts_backward"}) {
+  for (const char* name : {"product_key_topk_backward", "batch_norm_halves_backward",
+                           "ethos_experts_backward", "stored_experts_backward"}) {
     library.impl(name, torch::autograd::autogradNotImplementedFallback());
   }
 }

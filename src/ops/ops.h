@@ -12,10 +12,11 @@ namespace subspace::ops {
 // gelu the exact one.
 //
 // Common to all. Floating arguments are float32 or bfloat16, all of an operator alike; scores may
-// be either, and are used as float32. Any strides; what is not contiguous is copied. Sums are
-// float32 and their order depends on shapes and indices alone: the same bits each run. Nothing
-// waits for the device and no size depends on values, so CUDA graphs can record them. Gradients
-// flow to every floating argument, once (no second derivatives), in the argument's type.
+// be either, and are used as float32; what belongs to a norm is float32. Any strides; what is not
+// contiguous is copied. Sums are float32 and their order depends on shapes and indices alone: the
+// same bits each run. Nothing waits for the device and no size depends on values, so CUDA graphs
+// can record them. Gradients flow to every floating argument, once (no second derivatives), in the
+// argument's type.
 //
 // Errors: ValueError for a shape or device, TypeError for a type, IndexError for an expert outside
 // [0, N) on the CPU. On the GPU such an expert makes its token NaN instead, since raising an error
@@ -32,6 +33,24 @@ namespace subspace::ops {
 /// rule in full.
 std::tuple<at::Tensor, at::Tensor> product_key_topk(const at::Tensor& s1, const at::Tensor& s2,
                                                     std::int64_t k, bool softmax = false);
+
+/// Mean and variance (divided by T) of every column of x [T, C], each [C] float32.
+///
+/// One reading of x; kernels/batch_norm.h has the sums' order. No gradients: batch_norm_halves
+/// accounts for them.
+std::tuple<at::Tensor, at::Tensor> column_moments(const at::Tensor& x);
+
+/// Batch normalisation of the queries of product keys, whose two sides come out apart.
+///
+///   y = (x - mean) / sqrt(variance + eps) weight + bias, then [T, H, 2, q/2] -> 2 x [T, H, q/2]
+///
+/// x [T, H q], q even; weight, bias, mean, variance [H q] float32. `of_batch`: mean and variance
+/// are x's own (column_moments), and x's gradient goes through them; otherwise they are numbers.
+/// One reading of x and one writing of y; backward two readings of both and one writing.
+std::tuple<at::Tensor, at::Tensor> batch_norm_halves(const at::Tensor& x, const at::Tensor& weight,
+                                                     const at::Tensor& bias, const at::Tensor& mean,
+                                                     const at::Tensor& variance, std::int64_t heads,
+                                                     double eps, bool of_batch);
 
 /// The reordered ETHOS layer between its projections.
 ///

@@ -40,6 +40,15 @@ void run(const at::Tensor& where, const kernels::ProductKeyTopk& p) {
 void run(const at::Tensor& where, const kernels::ProductKeyTopkGrad& p) {
   SUBSPACE_ON_DEVICE(product_key_topk_grad, at::get_num_threads())
 }
+void run(const at::Tensor& where, const kernels::ColumnMoments& p) {
+  SUBSPACE_ON_DEVICE(column_moments, at::get_num_threads())
+}
+void run(const at::Tensor& where, const kernels::BatchNormHalves& p) {
+  SUBSPACE_ON_DEVICE(batch_norm_halves, at::get_num_threads())
+}
+void run(const at::Tensor& where, const kernels::BatchNormHalvesGrad& p) {
+  SUBSPACE_ON_DEVICE(batch_norm_halves_grad, at::get_num_threads())
+}
 void run(const at::Tensor& where, const kernels::EthosExperts& p) {
   SUBSPACE_ON_DEVICE(ethos_experts, at::get_num_threads())
 }

@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/DeviceGuard.h>
 
+#include "kernels/batch_norm.h"
 #include "kernels/ethos_experts.h"
 #include "kernels/expert_grad.h"
 #include "kernels/expert_lists.h"
@@ -25,6 +26,9 @@ struct Scope {
 /// threads. A build without CUDA refuses CUDA tensors.
 void run(const at::Tensor& where, const kernels::ProductKeyTopk& p);
 void run(const at::Tensor& where, const kernels::ProductKeyTopkGrad& p);
+void run(const at::Tensor& where, const kernels::ColumnMoments& p);
+void run(const at::Tensor& where, const kernels::BatchNormHalves& p);
+void run(const at::Tensor& where, const kernels::BatchNormHalvesGrad& p);
 void run(const at::Tensor& where, const kernels::EthosExperts& p);
 void run(const at::Tensor& where, const kernels::EthosExpertsGrad& p);
 void run(const at::Tensor& where, const kernels::StoredExperts& p);

@@ -189,20 +189,34 @@ TEST(ChooseExperts, IsTheBestOfAllPairsWithTiesByIndex) {
   }
 }
 
+// By PyTorch's operators in double, by kernels in float.
 TEST(BatchNorm, UsesTheRowsInTrainingAndTheirRunningEstimatesElsewhere) {
-  Parameters parameters({.tensor = at::TensorOptions().dtype(at::kDouble)});
-  const BatchNorm norm = batch_norm(parameters, "norm", 4);
-  const at::NoGradGuard no_gradient;
-  const at::Tensor x = random_tensor({50, 4}, 8) * 3 + 2;
-  const at::Tensor y = norm(x, /*training=*/true);
-  EXPECT_TRUE(y.mean(0).abs().max().item<double>() <= 1e-12);
-  EXPECT_TRUE((y.var(0, /*unbiased=*/false) - 1).abs().max().item<double>() <= 1e-5);
-  EXPECT_TRUE((norm.mean - 0.1 * x.mean(0)).abs().max().item<double>() <= 1e-12);
-  const at::Tensor variance = 0.9 + 0.1 * x.var(0);
-  EXPECT_TRUE((norm.variance - variance).abs().max().item<double>() <= 1e-12);
-  const at::Tensor expected = (x - norm.mean) / (norm.variance + 1e-5).sqrt();
-  EXPECT_TRUE((norm(x, false) - expected).abs().max().item<double>() <= 1e-12);
-  EXPECT_TRUE((norm.variance - variance).abs().max().item<double>() <= 1e-12) << "evaluation moved";
+  for (const at::ScalarType type : {at::kDouble, at::kFloat}) {
+    SCOPED_TRACE(c10::toString(type));
+    const double off = type == at::kDouble ? 1e-12 : 3e-6;
+    const auto within = [off](const at::Tensor& got, const at::Tensor& wanted) {
+      return (got.to(at::kDouble) - wanted).abs().max().item<double>() <= off;
+    };
+    Parameters parameters({.tensor = at::TensorOptions().dtype(type)});
+    const BatchNorm norm = batch_norm(parameters, "norm", 12);
+    const at::NoGradGuard no_gradient;
+    const at::Tensor x = (random_tensor({50, 12}, 8) * 3 + 2).to(type);
+    const at::Tensor exact = x.to(at::kDouble);
+    const auto side = [](const at::Tensor& all, std::int64_t which) {
+      return all.view({50, 3, 2, 2}).select(2, which);
+    };
+    const Halves y = norm(x, 3, /*training=*/true);
+    const at::Tensor centred = exact - exact.mean(0);
+    const at::Tensor expected = centred / (exact.var(0, /*unbiased=*/false) + 1e-5).sqrt();
+    for (const int which : {0, 1}) EXPECT_TRUE(within(y[which], side(expected, which)));
+    EXPECT_TRUE(within(norm.mean, 0.1 * exact.mean(0)));
+    const at::Tensor variance = 0.9 + 0.1 * exact.var(0);
+    EXPECT_TRUE(within(norm.variance, variance));
+    const Halves later = norm(x, 3, false);
+    const at::Tensor by_estimates = (exact - 0.1 * exact.mean(0)) / (variance + 1e-5).sqrt();
+    for (const int which : {0, 1}) EXPECT_TRUE(within(later[which], side(by_estimates, which)));
+    EXPECT_TRUE(within(norm.variance, variance)) << "evaluation moved";
+  }
 }
 
 TEST(ExpertUsage, CountsEveryChoiceOfTrainingAndNoOther) {

@@ -50,6 +50,17 @@ def topk_reference(s1, s2, k, softmax):
     return (scores.softmax(-1) if softmax else scores), index[..., :k]
 
 
+def norm_reference(x, weight, bias, mean, variance, heads, eps, of_batch):
+    if of_batch:
+        mean, variance = x.mean(0), x.var(0, unbiased=False)
+    y = (x - mean) / (variance + eps).sqrt() * weight + bias
+    return y.unflatten(1, (heads, 2, -1)).unbind(2)
+
+
+def moments_reference(x):
+    return x.mean(0), x.var(0, unbiased=False)
+
+
 def normal(*sizes, scale=1.0, device="cpu", dtype=torch.float32, seed=0):
     generator = torch.Generator().manual_seed(seed + 31 * sum(sizes))
     values = torch.randn(*sizes, generator=generator) * scale
@@ -180,6 +191,58 @@ def test_topk(softmax, side, k, dtype, device):
         within(g, w, dtype, k, "gradient of a side")
 
 
+def norm_arguments(device, dtype, tokens=37, heads=3, half=8, of_batch=True):
+    x = normal(tokens, heads * 2 * half, scale=2, device=device, dtype=dtype, seed=1)
+    weight, bias = (normal(x.shape[1], device=device, seed=seed) for seed in (2, 3))
+    mean, variance = moments_reference(x.detach().float())
+    if not of_batch:
+        mean, variance = mean + 0.3, variance * 1.7
+    return x, weight, bias, mean, variance, heads, 1e-5, of_batch
+
+
+@on_devices
+@on_types
+@pytest.mark.parametrize("of_batch", [True, False])
+@pytest.mark.parametrize("half", [8, 5])
+def test_batch_norm_halves(half, of_batch, dtype, device):
+    arguments = norm_arguments(device, dtype, half=half, of_batch=of_batch)
+    exact = doubled(arguments)
+    got, want = ops.batch_norm_halves(*arguments), norm_reference(*exact)
+    for side in (0, 1):
+        assert got[side].is_contiguous()
+        within(got[side], want[side], dtype, 700, f"side {side}")
+    scale = normal(*got[0].shape, device=device, dtype=dtype, seed=9).detach()
+    # The two sides weighed differently: a gradient that takes one for the other shows.
+    grads = [torch.autograd.grad((a * scale).sum() + (b * b).sum(), of[:3])
+             for (a, b), of in ((got, arguments), (want, exact))]  # fmt: skip
+    for name, mine, wanted, argument in zip(("x", "weight", "bias"), *grads, arguments):
+        assert mine.dtype == argument.dtype
+        within(mine, wanted, dtype, 2000, name)
+
+
+@on_devices
+@on_types
+def test_column_moments_are_those_of_batch_norm(dtype, device):
+    x = normal(300, 40, scale=3, device=device, dtype=dtype).detach() + 2
+    mean, variance = ops.column_moments(x)
+    for got, want in zip((mean, variance), moments_reference(x.double())):
+        within(got, want, torch.float32, 300, "moments")
+    # The module's running estimates are PyTorch's.
+    router = nn.ProductKeyRouter(16, experts=64, heads=5, k=2, query_dim=8).to(device)
+    oracle = torch.nn.BatchNorm1d(40).to(device)
+    for _ in range(3):
+        first, second = router.halves(x.float())
+        y = oracle(x.float())
+    within(torch.stack((first, second), 2).flatten(1), y.double(), torch.float32, 700, "training")
+    for name, buffer in oracle.named_buffers():
+        within(getattr(router.norm, name), buffer.double(), torch.float32, 700, name)
+    router.eval(), oracle.eval()
+    y = oracle(x.float()).double()
+    within(torch.stack(router.halves(x.float()), 2).flatten(1), y, torch.float32, 700, "evaluation")
+    with pytest.raises(ValueError, match="2 tokens or more; there are 1"):
+        router.train().halves(x[:1].float())
+
+
 @on_devices
 def test_topk_ties_take_the_smaller_index(device):
     s1 = torch.tensor([[[1.0, 2.0, 2.0, 0.0]]], device=device)
@@ -269,8 +332,18 @@ def test_opcheck_of_the_rest(device):
     s2 = normal(5, 2, 9, device=device, seed=2)
     for softmax in (False, True):
         torch.library.opcheck(ops.product_key_topk.default, (s1, s2, 4, softmax))
+    torch.library.opcheck(ops.column_moments.default, (normal(9, 6, device=device),))
+    for of_batch in (False, True):
+        norm = norm_arguments(device, torch.float32, of_batch=of_batch)
+        torch.library.opcheck(ops.batch_norm_halves.default, norm)
     inner = torch.ops.subspace
     with torch.no_grad():
+        x, weight, _, mean, variance, *rest = norm
+        first, second = ops.batch_norm_halves(*norm)
+        torch.library.opcheck(
+            inner.batch_norm_halves_backward.default,
+            (first, second, x.detach(), weight.detach(), mean, variance, *rest[1:]),
+        )
         scores, index = ops.product_key_topk(s1, s2, 4, True)
         side = (scores, index, scores, 9, torch.float32)
         torch.library.opcheck(inner.product_key_topk_backward.default, side)
@@ -328,6 +401,8 @@ def test_module_equals_the_equations_and_finite_differences(name, device, monkey
     exact = copy.deepcopy(module).double()
     exact.zero_grad()
     monkeypatch.setattr(ops, "product_key_topk", topk_reference)
+    monkeypatch.setattr(ops, "column_moments", moments_reference)
+    monkeypatch.setattr(ops, "batch_norm_halves", norm_reference)
     monkeypatch.setattr(ops, "ethos_layer", layer_reference)
     monkeypatch.setattr(ops, "stored_experts", stored_reference)
 
@@ -512,6 +587,24 @@ def test_wrong_widths_and_counts():
         ops.ethos_layer(*layer_arguments("cpu", torch.float32, heads=0))
     with pytest.raises(ValueError, match="w_u and w_v have the shapes"):
         ops.ethos_layer(*change(5, lambda t: t[1:])(layer_arguments("cpu", torch.float32)))
+
+
+NORM_WRONG = {
+    "x": (change(0, lambda t: t[0]), ValueError, r"x has the shape \[48\]; expected \[tokens"),
+    "double": (change(0, lambda t: t.double()), TypeError, r"x is Double; expected Float or BFl"),
+    "weight": (change(1, lambda t: t[1:]), ValueError, r"weight has the shape \[47\]"),
+    "bias": (change(2, lambda t: t.bfloat16()), TypeError, r"bias is BFloat16; expected Float"),
+    "mean": (change(3, lambda t: t[None]), ValueError, r"mean has the shape \[1, 48\]"),
+    "heads": (change(5, 5), ValueError, r"48 columns and heads is 5; expected heads of two"),
+    "no heads": (change(5, 0), ValueError, r"48 columns and heads is 0"),
+}
+
+
+@pytest.mark.parametrize("what", NORM_WRONG)
+def test_wrong_norms(what):
+    apply, error, message = NORM_WRONG[what]
+    with pytest.raises(error, match=message):
+        ops.batch_norm_halves(*apply(norm_arguments("cpu", torch.float32)))
 
 
 def test_limits_of_2_to_the_31():
