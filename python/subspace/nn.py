@@ -121,25 +121,29 @@ class PEER(_Experts):
 class Ethos(_Experts):
     """Generated experts: h_e = gelu(z_e W1), y = sum_j gelu(h_e . x W_u) s_j h_e W_v / heads.
 
-    dim          any
-    latent_dim   d_l, parameters stored for each expert
-    hidden_dim   d_h, width of the generated vectors: a multiple of 32 up to 1024
+    dim           any
+    latent_dim    d_l, parameters stored for each expert
+    hidden_dim    d_h, width of the generated vectors: a multiple of 32 up to 1024
+    latent_range  deviation of the latents' first values; W1's is its inverse over sqrt(d_l), so that
+                  it changes no expert, but how fast AdamW, whose steps are as large whatever they
+                  change, moves latents
     and the arguments of ProductKeyRouter.
 
-    Stores experts latent_dim parameters and three small matrices. Latents are standard normal, W1
-    has variance 1 / latent_dim, W_u and W_v are such that unit tokens give unit activations h . x
-    W_u, and unit outputs of a single selection with weight and activation one (the paper is silent
-    on this).
+    Stores experts latent_dim parameters and three small matrices. z W1 begins standard normal, W_u
+    and W_v such that unit tokens give unit activations h . x W_u, and unit outputs of a single
+    selection with weight and activation one (the paper is silent on this).
     Source: Medford et al., "ETHOS" (2025).
     """
 
     def __init__(self, dim, experts=512 * 512, latent_dim=128, hidden_dim=512, heads=8, k=16,
-                 query_dim=512, query_norm="batch"):  # fmt: skip
+                 query_dim=512, query_norm="batch", latent_range=1.0):  # fmt: skip
         super().__init__(dim, experts, heads, k, query_dim, query_norm)
         _check_width("hidden_dim", hidden_dim, 1024)
         power = GELU_SQUARE * hidden_dim
-        self.z = nn.Parameter(torch.randn(experts, latent_dim))
-        self.w1 = nn.Parameter(torch.randn(latent_dim, hidden_dim) * latent_dim**-0.5)
+        if not latent_range > 0:
+            raise ValueError(f"latent_range is {latent_range}; expected more than 0")
+        self.z = nn.Parameter(torch.randn(experts, latent_dim) * latent_range)
+        self.w1 = nn.Parameter(torch.randn(latent_dim, hidden_dim) * latent_dim**-0.5 / latent_range)
         self.w_u = nn.Parameter(torch.randn(dim, hidden_dim) * (dim * power) ** -0.5)
         self.w_v = nn.Parameter(torch.randn(hidden_dim, dim) * power**-0.5)
 

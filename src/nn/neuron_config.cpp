@@ -33,16 +33,21 @@ void read_widths(ConfigFields& in, NeuronExpertsConfig& out, std::int64_t width)
       out.latent = in.positive("expert_latent_dim");
       out.hidden = in.positive("expert_hidden_dim");
       check_width(in, "expert_hidden_dim", out.hidden, kMostGenerated);
+      out.latent_range = in.number_or("expert_latent_range", 1);
+      if (!(out.latent_range > 0)) in.contradiction("expert_latent_range", "expected more than 0");
       break;
     case Kind::peer:
       refuse(in, "expert_latent_dim", "experts of feed_forward 'peer' are as wide as the model");
       refuse(in, "expert_hidden_dim", "experts of feed_forward 'peer' are as wide as the model");
+      refuse(in, "expert_latent_range", "experts of feed_forward 'peer' have no latents");
       check_width(in, "hidden_size", width, kMostStored);
       break;
     case Kind::molae:
       out.latent = in.positive("expert_latent_dim");
       check_width(in, "expert_latent_dim", out.latent, kMostStored);
       refuse(in, "expert_hidden_dim", "experts of feed_forward 'molae' are stored, not generated");
+      refuse(in, "expert_latent_range",
+             "experts of feed_forward 'molae' are stored, not generated");
       break;
   }
 }

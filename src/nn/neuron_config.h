@@ -20,6 +20,7 @@ struct NeuronExpertsConfig {
   bool query_norm = true;        ///< batch norm over the tokens of a pass
   std::int64_t latent = 0;       ///< ethos: of an expert's latent; molae: of the space they share
   std::int64_t hidden = 0;       ///< ethos: of a generated vector
+  double latent_range = 1;       ///< ethos: deviation of the latents' first values
   std::int64_t first_layer = 0;  ///< layers before it have the plain feed-forward
 
   std::int64_t side() const;  ///< n, n^2 = N

@@ -31,8 +31,8 @@ void NeuronExperts::build(Parameters& parameters, std::int64_t width, const std:
   };
   if (c.kind == Kind::ethos) {
     const double power = kGeluPower * static_cast<double>(inner);
-    z_ = tensor("expert_latents", c.experts, c.latent, 1);
-    w1_ = tensor("w1", inner, c.latent, deviation(c.latent));
+    z_ = tensor("expert_latents", c.experts, c.latent, c.latent_range);
+    w1_ = tensor("w1", inner, c.latent, deviation(c.latent) / c.latent_range);
     read_.weight = tensor("w_u", inner, width, deviation(width) / std::sqrt(power));
     write_.weight = tensor("w_v", width, inner, 1 / std::sqrt(power));
     return;

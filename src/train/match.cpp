@@ -52,6 +52,7 @@ Json with_feed_forward(const Json& reference, const std::string& kind) {
   Json model = reference;
   const std::string before = feed_forward_kind(reference);
   model["feed_forward"] = kind;
+  if (kind != "ethos") model.erase("expert_latent_range");
   if (!is_neuron(kind)) {
     for (const char* field : kNeuronFields) model.erase(field);
     model.erase("expert_hidden_dim");

@@ -219,6 +219,32 @@ TEST(BatchNorm, UsesTheRowsInTrainingAndTheirRunningEstimatesElsewhere) {
   }
 }
 
+// Smaller latents and a larger generator: the same experts, up to rounding, of the same draws.
+TEST(NeuronExperts, TheRangeOfLatentsChangesNoExpert) {
+  const auto generated = [](double range) {
+    NeuronExpertsConfig config;
+    config.experts = 25;
+    config.heads = 2;
+    config.per_head = 3;
+    config.query = 6;
+    config.latent = 5;
+    config.hidden = 32;
+    config.latent_range = range;
+    Parameters parameters({.tensor = at::TensorOptions().dtype(at::kDouble), .seed = 2});
+    const NeuronExperts layer(parameters, config, 16, "mlp.");
+    std::map<std::string, at::Tensor> found;
+    for (const Parameter& parameter : parameters.all()) {
+      found[parameter.name()] = parameter.value.detach();
+    }
+    const at::Tensor& z = found.at("mlp.expert_latents.weight");
+    EXPECT_TRUE(std::abs(z.std().item<double>() / range - 1) < 0.2);
+    return at::matmul(z, found.at("mlp.w1.weight").t());
+  };
+  const at::Tensor usual = generated(1);
+  EXPECT_TRUE((generated(0.05) - usual).abs().max().item<double>() <= 1e-12);
+  EXPECT_TRUE(std::abs(usual.std().item<double>() - 1) < 0.2);
+}
+
 TEST(ExpertUsage, CountsEveryChoiceOfTrainingAndNoOther) {
   const auto model = testing::tiny_model(testing::tiny_config("subspace_decoder", R"({
       "head_dim": 4, "feed_forward": "ethos", "first_k_dense_replace": 1, "num_experts": 25,

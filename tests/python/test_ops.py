@@ -644,6 +644,8 @@ def test_wrong_modules():
         nn.PEER(64, experts=144, k=13)
     with pytest.raises(ValueError, match="hidden_dim is 100"):
         nn.Ethos(64, experts=144, hidden_dim=100, k=4)
+    with pytest.raises(ValueError, match="latent_range is 0; expected more than 0"):
+        nn.Ethos(64, experts=144, hidden_dim=64, k=4, latent_range=0)
     with pytest.raises(ValueError, match=r"shape \[2, 65\]; expected \[..., 64\]"):
         layer("PEER")(torch.zeros(2, 65))
 
