@@ -29,9 +29,12 @@ PARTS = (  # in the order in which they are tried
     ("rotation and heads", r"RotaryHeads"),
     ("attention", r"ShortAttention|sdpa|flash|fmha|attention"),
     ("optimiser", r"Adamw|AdamwRun"),
+    ("routing", r"ProductKeyTopk"),
+    ("norm of queries", r"BatchNorm|ColumnMoments"),
+    ("experts", r"walk_tokens|sum_pieces|sum_lists|Expert|find_offsets"),
     ("sums of gradients", r"add_sums"),
     ("products", r"gemm|nvjet|cutlass|xmma|splitKreduce|cublas"),
-    ("embedding", r"embedding|indexSelect|index_select|gather|scatter|index_put|radix|sort"),
+    ("embedding and sorts", r"embedding|indexSelect|index_select|gather|scatter|index_put|radix|sort"),
 )
 
 
