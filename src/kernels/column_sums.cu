@@ -5,7 +5,7 @@ namespace subspace::kernels {
 namespace {
 
 constexpr int kColumns = 32;
-constexpr int kLanes = 16;  // threads that share the pieces of a column
+constexpr int kLanes = 32;  // threads that share the pieces of a column
 
 __global__ void add_sums(const float* partial, std::int64_t pieces, std::int64_t stride,
                          std::int64_t width, float* out) {

@@ -38,8 +38,8 @@ struct Turn {
   static constexpr int kValues = Vector<kElement>::kValues;
   float c[kValues], s[kValues];
 
-  __device__ Turn(const RotaryHeads& p, std::int64_t token, int j) {
-    const std::int64_t at = token % p.length * (p.dims / 2) + j * kValues;
+  __device__ Turn(const RotaryHeads& p, std::int64_t position, int j) {
+    const std::int64_t at = position * (p.dims / 2) + j * kValues;
 #pragma unroll
     for (int i = 0; i < kValues; i += 4) {
       const float4 four_c = *reinterpret_cast<const float4*>(p.cos + at + i);
@@ -83,17 +83,20 @@ __device__ void put_together(float (&x)[kValues], float (&y)[kValues]) {
 /// Vector number of the still unit `u`: before and behind the turning part.
 __device__ int still_vector(const Units& n, int u) { return u < n.begin ? u : u + 2 * n.half; }
 
-/// A thread a unit of a query or key head.
-template <Element kElement>
+/// A thread a unit of a query or key head. Index counts threads: 32 bits where they suffice, since
+/// dividing 64 costs more than all the rest.
+template <Element kElement, typename Index>
 __global__ void __launch_bounds__(kThreads) forward(RotaryHeads p, Units n) {
   using Type = Vector<kElement>;
   constexpr int kValues = Type::kValues;
   constexpr int kBytes = 16 / kValues;
   const int heads = static_cast<int>(p.heads + p.kv_heads);
-  const std::int64_t index = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  const std::int64_t token = index / (heads * n.head);
-  if (token >= p.tokens) return;
-  const int rest = static_cast<int>(index - token * (heads * n.head));
+  const auto units = static_cast<Index>(heads * n.head);
+  const Index index = Index{blockIdx.x} * kThreads + threadIdx.x;
+  const Index number = index / units;
+  if (number >= p.tokens) return;
+  const int rest = static_cast<int>(index - number * units);
+  const std::int64_t token = number;
   int head = rest / n.head;
   const int unit = rest % n.head;
   const bool query = head < p.heads;
@@ -117,7 +120,7 @@ __global__ void __launch_bounds__(kThreads) forward(RotaryHeads p, Units n) {
   Type::unpack(*from(first), a);
   Type::unpack(*from(second), b);
   if (p.interleaved) take_apart(a, b);
-  const Turn<kElement> turn(p, token, j);
+  const Turn<kElement> turn(p, number % static_cast<Index>(p.length), j);
 #pragma unroll
   for (int i = 0; i < kValues; ++i) {
     const float x = a[i];
@@ -144,7 +147,7 @@ __device__ void turn_back(const RotaryHeads& p, const Turn<kElement>& turn,
 
 /// A thread a unit of a query head, of a key head's own part, of the shared key, or a vector of a
 /// value head, in this order within a token.
-template <Element kElement>
+template <Element kElement, typename Index>
 __global__ void __launch_bounds__(kThreads) backward(RotaryHeadsGrad g, Units n) {
   using Type = Vector<kElement>;
   constexpr int kValues = Type::kValues;
@@ -154,11 +157,13 @@ __global__ void __launch_bounds__(kThreads) backward(RotaryHeadsGrad g, Units n)
   const int key_units = shares ? n.own : n.head;
   const int shared_units = shares ? n.head - n.own : 0;
   const int heads = static_cast<int>(p.heads), kv_heads = static_cast<int>(p.kv_heads);
-  const int all = heads * n.head + kv_heads * (key_units + n.value) + shared_units;
-  const std::int64_t index = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  const std::int64_t token = index / all;
-  if (token >= p.tokens) return;
-  int rest = static_cast<int>(index - token * all);
+  const auto all =
+      static_cast<Index>(heads * n.head + kv_heads * (key_units + n.value) + shared_units);
+  const Index index = Index{blockIdx.x} * kThreads + threadIdx.x;
+  const Index number = index / all;
+  if (number >= p.tokens) return;
+  int rest = static_cast<int>(index - number * all);
+  const std::int64_t token = number;
   const auto* grad_q = static_cast<const uint4*>(g.grad_q) + token * heads * n.width;
   const auto* grad_k = static_cast<const uint4*>(g.grad_k) + token * kv_heads * n.width;
 
@@ -217,7 +222,7 @@ __global__ void __launch_bounds__(kThreads) backward(RotaryHeadsGrad g, Units n)
       b[i] += more_b[i];
     }
   }
-  turn_back<kElement>(p, Turn<kElement>(p, token, j), a, b);
+  turn_back<kElement>(p, Turn<kElement>(p, number % static_cast<Index>(p.length), j), a, b);
   const int first = n.begin + (p.interleaved ? 2 * j : j);
   const int second = p.interleaved ? first + 1 : first + n.half;
   *vector_at(to, token, head, first - shift, kBytes) = Type::pack(a);
@@ -227,12 +232,18 @@ __global__ void __launch_bounds__(kThreads) backward(RotaryHeadsGrad g, Units n)
 unsigned blocks_for(std::int64_t threads) {
   return static_cast<unsigned>((threads + kThreads - 1) / kThreads);
 }
+/// The last block's threads included.
+bool few(std::int64_t threads) { return threads + kThreads <= std::int64_t{1} << 32; }
 
 template <Element kElement>
 void launch(const RotaryHeads& p, cudaStream_t stream) {
   const Units n(p, 0, Vector<kElement>::kValues);
-  forward<kElement>
-      <<<blocks_for(p.tokens * (p.heads + p.kv_heads) * n.head), kThreads, 0, stream>>>(p, n);
+  const std::int64_t threads = p.tokens * (p.heads + p.kv_heads) * n.head;
+  if (few(threads)) {
+    forward<kElement, std::uint32_t><<<blocks_for(threads), kThreads, 0, stream>>>(p, n);
+  } else {
+    forward<kElement, std::int64_t><<<blocks_for(threads), kThreads, 0, stream>>>(p, n);
+  }
 }
 
 template <Element kElement>
@@ -242,7 +253,11 @@ void launch(const RotaryHeadsGrad& g, cudaStream_t stream) {
   const bool shares = n.own < n.width;
   const std::int64_t all = p.heads * n.head + p.kv_heads * ((shares ? n.own : n.head) + n.value) +
                            (shares ? n.head - n.own : 0);
-  backward<kElement><<<blocks_for(p.tokens * all), kThreads, 0, stream>>>(g, n);
+  if (few(p.tokens * all)) {
+    backward<kElement, std::uint32_t><<<blocks_for(p.tokens * all), kThreads, 0, stream>>>(g, n);
+  } else {
+    backward<kElement, std::int64_t><<<blocks_for(p.tokens * all), kThreads, 0, stream>>>(g, n);
+  }
 }
 
 }  // namespace
