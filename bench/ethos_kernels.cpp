@@ -240,6 +240,24 @@ void bench_routing(const Options& options, const Shape& s, Table& table) {
   }
 }
 
+void bench_norm(const Options& options, const Shape& s, Table& table) {
+  constexpr Element kElement = Element::bf16;
+  const auto values = [](std::int64_t count) { return repeated(kElement, count, 1, 13); };
+  const auto floats = [](std::int64_t count) {
+    return static_cast<float*>(repeated(Element::f32, count, 1, 14));
+  };
+  const Norm norm(s, kElement, values, floats);
+  table.add("moments of queries, bf16",
+            time_cuda(options.repeat, [&] { column_moments_cuda(norm.moments, nullptr); }),
+            norm.bytes);
+  table.add("norm of queries, bf16",
+            time_cuda(options.repeat, [&] { batch_norm_halves_cuda(norm.forward, nullptr); }),
+            2 * norm.bytes);
+  table.add("its backward, bf16",
+            time_cuda(options.repeat, [&] { batch_norm_halves_grad_cuda(norm.backward, nullptr); }),
+            5 * norm.bytes);
+}
+
 void bench_stored(const Options& options, Shape s, Table& table) {
   constexpr Element kElement = Element::bf16;
   s.width = 1024;
@@ -337,6 +355,7 @@ Json bench_cuda(const Options& options) {
   const std::string device = device_name(table, options);
   bench_experts(options, s, table);
   bench_routing(options, s, table);
+  bench_norm(options, s, table);
   bench_few_tokens(options, s, table);
   bench_stored(options, s, table);
   return {{"device", device}, {"tokens", s.tokens},           {"experts", s.experts},
@@ -450,6 +469,18 @@ Json bench_cpu(const Options& options) {
   table.add("top-k with softmax, f32",
             time_cpu(options.repeat, [&] { product_key_topk_cpu(p, threads); }),
             8.0 * static_cast<double>(rows * s.side));
+  const auto values = [](std::int64_t count) { return keep_normals(Element::f32, count, 1, 13); };
+  const auto floats = [&](std::int64_t count) { return static_cast<float*>(values(count)); };
+  const Norm norm(s, Element::f32, values, floats);
+  table.add("moments of queries, f32",
+            time_cpu(options.repeat, [&] { column_moments_cpu(norm.moments, threads); }),
+            norm.bytes);
+  table.add("norm of queries, f32",
+            time_cpu(options.repeat, [&] { batch_norm_halves_cpu(norm.forward, threads); }),
+            2 * norm.bytes);
+  table.add("its backward, f32",
+            time_cpu(options.repeat, [&] { batch_norm_halves_grad_cpu(norm.backward, threads); }),
+            5 * norm.bytes);
   return {{"device", "cpu"},      {"threads", threads}, {"tokens", s.tokens},
           {"experts", s.experts}, {"width", s.width},   {"selections", s.selections()},
           {"rows", table.rows()}};

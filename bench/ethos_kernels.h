@@ -12,6 +12,7 @@
 
 #include "base/json.h"
 #include "base/random.h"
+#include "kernels/batch_norm.h"
 #include "kernels/ethos_experts.h"
 #include "kernels/expert_grad.h"
 
@@ -21,6 +22,49 @@ struct Shape {
   std::int64_t tokens, experts, width, heads, k, side;
   std::int64_t selections() const { return heads * k; }
   std::int64_t chosen() const { return tokens * selections(); }
+};
+
+/// The batch norm of the queries, as wide for each head as the paper's.
+struct Norm {
+  ColumnMoments moments;
+  BatchNormHalves forward;
+  BatchNormHalvesGrad backward;
+  double bytes;  ///< of x
+
+  /// values(n) and floats(n) give memory of n elements and of n floats.
+  template <typename Values, typename Floats>
+  Norm(const Shape& s, Element element, const Values& values, const Floats& floats) {
+    const std::int64_t half = 256, count = s.tokens * s.heads * half, width = s.heads * 2 * half;
+    bytes = static_cast<double>(2 * count * element_bytes(element));
+    forward = {.x = values(2 * count),
+               .mean = floats(width),
+               .variance = floats(width),
+               .weight = floats(width),
+               .bias = floats(width),
+               .first = values(count),
+               .second = values(count),
+               .rows = s.tokens,
+               .heads = s.heads,
+               .half = half,
+               .eps = 1e-5,
+               .element = element};
+    float* partial = floats(column_moments_workspace(s.tokens, width));
+    moments = {.x = forward.x,
+               .mean = const_cast<float*>(forward.mean),
+               .variance = const_cast<float*>(forward.variance),
+               .partial = partial,
+               .rows = s.tokens,
+               .width = width,
+               .element = element};
+    backward = {.forward = forward,
+                .of_batch = true,
+                .grad_first = forward.first,
+                .grad_second = forward.second,
+                .grad_x = values(2 * count),
+                .grad_weight = floats(width),
+                .grad_bias = floats(width),
+                .partial = partial};
+  }
 };
 
 /// Prints and keeps what was measured.
