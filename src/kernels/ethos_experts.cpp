@@ -85,4 +85,14 @@ EthosWalk ethos_walk(std::int64_t tokens, std::int64_t selections, std::int64_t 
   return how;
 }
 
+WalkSplit walk_split(std::int64_t tokens, std::int64_t selections) {
+  constexpr std::int64_t kWalks = 1024;  // that fill a GPU
+  constexpr std::int64_t kMostParts = 64, kLeast = 8;
+  const std::int64_t wanted = std::min(kMostParts, kWalks / std::max<std::int64_t>(tokens, 1));
+  if (wanted < 2 || selections <= kLeast) return {1, selections};
+  const std::int64_t each =
+      std::max(kLeast, (selections + wanted * kLeast - 1) / (wanted * kLeast) * kLeast);
+  return {(selections + each - 1) / each, each};
+}
+
 }  // namespace subspace::kernels

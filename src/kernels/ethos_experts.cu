@@ -4,6 +4,7 @@
 #include "kernels/cuda_check.cuh"
 #include "kernels/ethos_experts.h"
 #include "kernels/gelu.h"
+#include "kernels/part_sums.cuh"
 #include "kernels/warp_rows.cuh"
 
 namespace subspace::kernels {
@@ -29,6 +30,8 @@ struct Walk {
   int vectors;  // 16-byte vectors of a row
   int piece;    // keys of shared memory for each warp, a power of two
   bool sorted;
+  float* partial;  // of the parts of a token, if it is split
+  WalkSplit split;
 };
 
 /// The weight of a row, given its dot product, and what has to be written down of it.
@@ -49,16 +52,19 @@ __device__ float weigh(const Walk& w, std::int64_t at, float dot, float score, f
   }
 }
 
-/// One warp a token; lane l holds vectors l, l + 32, ... of every row.
-template <Element kElement, int kVectors, int kRows, int kBlocks, bool kBackward>
+/// One warp a token, or a part of one; lane l holds vectors l, l + 32, ... of every row.
+template <Element kElement, int kVectors, int kRows, int kBlocks, bool kBackward, bool kSplit>
 __global__ void __launch_bounds__(32 * kWarps, kBlocks) walk_tokens(Walk w) {
   using Type = Vector<kElement>;
   constexpr int kSpan = 32 / kRows;  // lanes that hold one row's dot product
   extern __shared__ unsigned long long all_keys[];
   unsigned long long* keys = all_keys + threadIdx.x / 32 * w.piece;
   const int lane = threadIdx.x % 32;
-  const std::int64_t token = std::int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
+  const std::int64_t walk = std::int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
+  const std::int64_t token = kSplit ? walk / w.split.parts : walk;
   if (token >= w.tokens) return;
+  const int begin = kSplit ? static_cast<int>(walk % w.split.parts * w.split.each) : 0;
+  const int end = kSplit ? min(w.selections, begin + static_cast<int>(w.split.each)) : w.selections;
   const std::int64_t first = token * w.selections;
 
   uint4 vector[kVectors];
@@ -69,8 +75,8 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) walk_tokens(Walk w) {
   }
   float sum[kVectors][Type::kValues] = {};
 
-  for (int start = 0; start < w.selections; start += w.piece) {
-    const int count = min(w.piece, w.selections - start);
+  for (int start = begin; start < end; start += w.piece) {
+    const int count = min(w.piece, end - start);
     __syncwarp();
     for (int i = lane; i < w.piece; i += 32) {
       unsigned long long key = ~0ull;
@@ -142,18 +148,50 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) walk_tokens(Walk w) {
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
     const int at = v * 32 + lane;
-    if (at < w.vectors) {
+    if (at >= w.vectors) continue;
+    if constexpr (kSplit) {
+      float* to = w.partial + (walk * w.vectors + at) * Type::kValues;
+#pragma unroll
+      for (int i = 0; i < Type::kValues; ++i) to[i] = sum[v][i];
+    } else {
       static_cast<uint4*>(w.sum)[token * w.vectors + at] = Type::pack(sum[v]);
     }
   }
 }
 
-template <Element kElement, int kVectors, int kRows, int kBlocks, bool kBackward>
+template <Element kElement, int kVectors, int kRows, int kBlocks, bool kBackward,
+          bool kSplit = false>
 void launch(const Walk& w, cudaStream_t stream) {
-  const auto blocks = static_cast<unsigned>((w.tokens + kWarps - 1) / kWarps);
+  const std::int64_t walks = w.tokens * (kSplit ? w.split.parts : 1);
+  const auto blocks = static_cast<unsigned>((walks + kWarps - 1) / kWarps);
   const std::size_t shared = sizeof(unsigned long long) * kWarps * w.piece;
-  walk_tokens<kElement, kVectors, kRows, kBlocks, kBackward>
+  walk_tokens<kElement, kVectors, kRows, kBlocks, kBackward, kSplit>
       <<<blocks, 32 * kWarps, shared, stream>>>(w);
+}
+
+/// Few tokens: forward, each in parts.
+void launch_split(const Walk& w, Element element, cudaStream_t stream) {
+  const int lanes = (w.vectors + 31) / 32;
+  if (element == Element::bf16) {
+    if (lanes == 1) {
+      launch<Element::bf16, 1, 8, 6, false, true>(w, stream);
+    } else if (lanes == 2) {
+      launch<Element::bf16, 2, 8, 3, false, true>(w, stream);
+    } else {
+      launch<Element::bf16, 4, 2, 4, false, true>(w, stream);
+    }
+    launch_sum_parts<Element::bf16>(w.partial, w.split.parts, w.vectors, w.tokens, w.sum, stream);
+  } else {
+    if (lanes <= 2) {
+      launch<Element::f32, 2, 4, 6, false, true>(w, stream);
+    } else if (lanes <= 4) {
+      launch<Element::f32, 4, 2, 5, false, true>(w, stream);
+    } else {
+      launch<Element::f32, 8, 1, 4, false, true>(w, stream);
+    }
+    launch_sum_parts<Element::f32>(w.partial, w.split.parts, w.vectors, w.tokens, w.sum, stream);
+  }
+  check_cuda(cudaGetLastError(), "ethos_experts");
 }
 
 /// Variants of the width that the layer is tuned for.
@@ -175,8 +213,11 @@ template <bool kBackward>
 void launch_walk(Walk w, Element element, const EthosWalk& how, cudaStream_t stream) {
   if (w.tokens == 0) return;
   w.sorted = how.sorted;
+  w.split = walk_split(w.tokens, w.selections);
+  if (kBackward || w.partial == nullptr) w.split = {1, w.selections};
   w.piece = 32;
-  while (w.piece < kPiece && w.piece < w.selections) w.piece *= 2;
+  while (w.piece < kPiece && w.piece < w.split.each) w.piece *= 2;
+  if (w.split.parts > 1) return launch_split(w, element, stream);
   const int lanes = (w.vectors + 31) / 32;
   if (element == Element::bf16) {
     if (lanes == 1) {
@@ -229,6 +270,7 @@ void ethos_experts_cuda(const EthosExperts& p, Stream stream, const EthosWalk* w
   w.vector = p.xp;
   w.sum = p.acc;
   w.p = p.p;
+  w.partial = p.partial;
   launch_walk<false>(w, p.element, choose(p, walk), static_cast<cudaStream_t>(stream));
 }
 

@@ -15,6 +15,13 @@ struct RowWeights {
   float input;
 };
 
+/// How few tokens are walked by a GPU that they alone would leave idle: each token's selections in
+/// `parts` runs of `each`, the last one shorter, summed apart and then in order. Of shapes alone.
+struct WalkSplit {
+  std::int64_t parts = 1, each = 0;
+};
+WalkSplit walk_split(std::int64_t tokens, std::int64_t selections);
+
 /// The reordered ETHOS layer between its projections, forward: every token's chosen experts, whose
 /// hidden vectors h_e are rows of a table generated once a step.
 ///
@@ -25,13 +32,17 @@ struct RowWeights {
 /// table   [experts, width] of `element`, 16-byte aligned
 /// acc     [tokens, width] of `element`, out
 /// p       [tokens, selections] float32, out: all that the backward pass keeps
+/// partial [tokens, walk_split().parts, width] float32 of scratch, or nullptr: the GPU then does
+/// not
+///         split; the CPU never does
 ///
 /// `width` is a multiple of 32 up to 1024; `selections` = heads times k, any number; `experts`
 /// below 2^31. An index outside [0, experts) reads nothing: its p is NaN, and so is its token's
 /// acc. NaN in scores gives NaN in that token alone. Sums are float32. On the GPU each row is read
-/// once, and each token's selections are walked in the table's order (see ethos_sorts_selections),
-/// so the result does not depend on the order they are given in. 4 tokens selections width flops.
-/// Source: spec "ETHOS", Medford et al. 2025, with the table in place of per-selection generation.
+/// once, and each token's selections (each part's, where they are split) are walked in the table's
+/// order (see ethos_walk), so the result does not depend on the order they are given in. 4 tokens
+/// selections width flops. Source: spec "ETHOS", Medford et al. 2025, with the table in place of
+/// per-selection generation.
 struct EthosExperts {
   const void* xp = nullptr;
   const float* scores = nullptr;
@@ -39,6 +50,7 @@ struct EthosExperts {
   const void* table = nullptr;
   void* acc = nullptr;
   float* p = nullptr;
+  float* partial = nullptr;
   std::int64_t tokens = 0;
   std::int64_t selections = 0;
   std::int64_t experts = 0;

@@ -44,7 +44,9 @@ void gather_rows_cpu(const GatherRows& p, int threads) {
     const std::int64_t end = std::min(p.count, (block + 1) * kRows);
     for (std::int64_t i = block * kRows; i < end; ++i) {
       char* out = static_cast<char*>(p.out) + i * bytes;
-      if (p.index[i] < 0 || p.index[i] >= p.count_rows) {
+      const bool valid = p.index[i] >= 0 && p.index[i] < p.count_rows;
+      if (p.places != nullptr) p.places[i] = valid ? i : -1;
+      if (!valid) {
         std::fill_n(out, bytes, char{0});
       } else {
         std::memcpy(out, static_cast<const char*>(p.rows) + p.index[i] * bytes,

@@ -79,8 +79,9 @@ template <typename Word>
 __global__ void __launch_bounds__(kThreads) gather(GatherRows p, std::int64_t words) {
   for (std::int64_t at = std::int64_t{blockIdx.x} * kThreads + threadIdx.x; at < p.count * words;
        at += std::int64_t{gridDim.x} * kThreads) {
-    const std::int64_t row = p.index[at / words];
+    const std::int64_t place = at / words, row = p.index[place];
     const bool valid = row >= 0 && row < p.count_rows;
+    if (p.places != nullptr && at % words == 0) p.places[place] = valid ? place : -1;
     static_cast<Word*>(p.out)[at] =
         valid ? static_cast<const Word*>(p.rows)[row * words + at % words] : Word{};
   }

@@ -29,11 +29,13 @@ void expert_gelu_cpu(const ExpertGelu& p, int threads);
 void expert_gelu_cuda(const ExpertGelu& p, Stream stream);
 
 /// Rows chosen by number: out[i, :] = rows[index[i], :], zeros for an index outside [0,
-/// count_rows). `width` elements a row, any.
+/// count_rows). `width` elements a row, any. places[i], where they are wanted (or nullptr), is i,
+/// or -1 for such an index: where in `out` to find what index[i] chose.
 struct GatherRows {
   const void* rows = nullptr;
   const std::int64_t* index = nullptr;
   void* out = nullptr;
+  std::int64_t* places = nullptr;
   std::int64_t count = 0;
   std::int64_t count_rows = 0;
   std::int64_t width = 0;

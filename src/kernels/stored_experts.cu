@@ -3,6 +3,7 @@
 
 #include "kernels/cuda_check.cuh"
 #include "kernels/gelu.h"
+#include "kernels/part_sums.cuh"
 #include "kernels/stored_experts.h"
 #include "kernels/warp_rows.cuh"
 
@@ -27,8 +28,10 @@ struct Walk {
   float* grad_scores;
   RowWeights* weights;
   std::int64_t experts;
-  int selections;
-  int vectors;  // 16-byte vectors of a row
+  int selections;  // of a token; within a block, of its part
+  int vectors;     // 16-byte vectors of a row
+  float* partial;  // of the parts of a token, if it is split
+  WalkSplit split;
 };
 
 /// Shared memory: the token's vector, then the weight and the row of each selection, then the sums
@@ -135,12 +138,30 @@ __device__ void add_rows(const Walk& w, const Shared& s, int from, int step, int
   }
 }
 
-template <Element kElement, bool kBackward>
+/// The block's sum of vector `column`: of its token, or of its part of one.
+template <Element kElement, bool kSplit>
+__device__ void put_sum(const Walk& w, int column, const float (&sum)[Vector<kElement>::kValues]) {
+  using Type = Vector<kElement>;
+  const std::int64_t at = std::int64_t{blockIdx.x} * w.vectors + column;
+  if constexpr (kSplit) {
+#pragma unroll
+    for (int i = 0; i < Type::kValues; ++i) w.partial[at * Type::kValues + i] = sum[i];
+  } else {
+    w.sum[at] = Type::pack(sum);
+  }
+}
+
+template <Element kElement, bool kBackward, bool kSplit>
 __global__ void __launch_bounds__(kThreads, 6) walk_tokens(Walk w) {
   using Type = Vector<kElement>;
+  const std::int64_t token = kSplit ? blockIdx.x / w.split.parts : blockIdx.x;
+  std::int64_t first = token * w.selections;
+  if constexpr (kSplit) {
+    const int begin = static_cast<int>(blockIdx.x % w.split.parts * w.split.each);
+    first += begin;
+    w.selections = min(w.selections - begin, static_cast<int>(w.split.each));
+  }
   const Shared s(w);
-  const std::int64_t token = blockIdx.x;
-  const std::int64_t first = token * w.selections;
   for (int v = threadIdx.x; v < w.vectors; v += kThreads) {
     s.vector[v] = load_vector(w.vector, token, w.vectors, v);
   }
@@ -157,7 +178,7 @@ __global__ void __launch_bounds__(kThreads, 6) walk_tokens(Walk w) {
     for (int v = threadIdx.x; v < w.vectors; v += kThreads) {
       float sum[Type::kValues] = {};
       add_rows<kElement>(w, s, 0, 1, v, sum);
-      w.sum[token * w.vectors + v] = Type::pack(sum);
+      put_sum<kElement, kSplit>(w, v, sum);
     }
     return;
   }
@@ -180,20 +201,34 @@ __global__ void __launch_bounds__(kThreads, 6) walk_tokens(Walk w) {
         sum[i] += s.sums[(g * w.vectors + column) * Type::kValues + i];
       }
     }
-    w.sum[token * w.vectors + column] = Type::pack(sum);
+    put_sum<kElement, kSplit>(w, column, sum);
   }
 }
 
-template <Element kElement, bool kBackward>
+template <Element kElement, bool kBackward, bool kSplit = false>
 void launch(const Walk& w, std::int64_t tokens, cudaStream_t stream) {
   const int groups = groups_for(w.vectors);
   const int sums = groups == 1 ? 0 : groups * w.vectors * Vector<kElement>::kValues * 4;
-  const int bytes = 16 * w.vectors + 8 * w.selections + sums;
+  const int selections = kSplit ? static_cast<int>(w.split.each) : w.selections;
+  const int bytes = 16 * w.vectors + 8 * selections + sums;
   const char* name = kBackward ? "stored_experts_grad" : "stored_experts";
-  auto* kernel = walk_tokens<kElement, kBackward>;
+  auto* kernel = walk_tokens<kElement, kBackward, kSplit>;
   if (bytes > 48 * 1024) allow_shared_memory(kernel, name);
-  kernel<<<static_cast<unsigned>(tokens), kThreads, bytes, stream>>>(w);
+  const std::int64_t blocks = tokens * (kSplit ? w.split.parts : 1);
+  kernel<<<static_cast<unsigned>(blocks), kThreads, bytes, stream>>>(w);
   check_cuda(cudaGetLastError(), name);
+}
+
+/// Forward: few tokens in parts.
+template <Element kElement>
+void launch_forward(Walk w, const StoredExperts& p, cudaStream_t stream) {
+  w.split = walk_split(p.tokens, p.selections);
+  if (p.partial == nullptr || w.split.parts == 1)
+    return launch<kElement, false>(w, p.tokens, stream);
+  w.partial = p.partial;
+  launch<kElement, false, true>(w, p.tokens, stream);
+  launch_sum_parts<kElement>(w.partial, w.split.parts, w.vectors, p.tokens, p.y, stream);
+  check_cuda(cudaGetLastError(), "stored_experts");
 }
 
 template <typename Params>
@@ -219,9 +254,9 @@ void stored_experts_cuda(const StoredExperts& p, Stream stream) {
   w.p = p.p;
   auto* queue = static_cast<cudaStream_t>(stream);
   if (p.element == Element::f32) {
-    launch<Element::f32, false>(w, p.tokens, queue);
+    launch_forward<Element::f32>(w, p, queue);
   } else {
-    launch<Element::bf16, false>(w, p.tokens, queue);
+    launch_forward<Element::bf16>(w, p, queue);
   }
 }
 

@@ -18,6 +18,7 @@ namespace subspace::kernels {
 /// down, up  [experts, width] of `element`, 16-byte aligned
 /// y         [tokens, width] of `element`, out
 /// p         [tokens, selections] float32, out: all that the backward pass keeps
+/// partial   as EthosExperts has it
 ///
 /// `width` is a multiple of 32 up to 4096, `selections` at most 4096. Indices out of range and NaN
 /// as in EthosExperts. 4 tokens selections width flops, and as many bytes read as two rows a
@@ -31,6 +32,7 @@ struct StoredExperts {
   const void* up = nullptr;
   void* y = nullptr;
   float* p = nullptr;
+  float* partial = nullptr;
   std::int64_t tokens = 0;
   std::int64_t selections = 0;
   std::int64_t experts = 0;
@@ -65,7 +67,8 @@ struct StoredExpertsGrad {
 
 void stored_experts_cpu(const StoredExperts& p, int threads, Isa isa = best_isa());
 void stored_experts_grad_cpu(const StoredExpertsGrad& p, int threads, Isa isa = best_isa());
-/// One block a token: its warps share the dot products, then its threads the columns of the sum.
+/// One block a token, or a part of one: its warps share the dot products, then its threads the
+/// columns of the sum.
 void stored_experts_cuda(const StoredExperts& p, Stream stream);
 void stored_experts_grad_cuda(const StoredExpertsGrad& p, Stream stream);
 

@@ -40,11 +40,12 @@ Tensors3 norm_halves_backward_meta(const Tensor& grad_first, const Tensor& grad_
                                    const Tensor& x, const Tensor& weight, const Tensor& mean,
                                    const Tensor& variance, double eps, bool of_batch);
 
-/// acc, p [T, S] float32, and the generated rows: pre = z W1, table = gelu(pre).
+/// acc, p [T, S] float32, and the generated rows: pre = z W1, table = gelu(pre). Only with
+/// `for_backward` are these the rows that ethos_backward wants.
 Tensors4 ethos_forward(const Tensor& xp, const Tensor& scores, const Tensor& index, const Tensor& z,
-                       const Tensor& w1);
+                       const Tensor& w1, bool for_backward);
 Tensors4 ethos_forward_meta(const Tensor& xp, const Tensor& scores, const Tensor& index,
-                            const Tensor& z, const Tensor& w1);
+                            const Tensor& z, const Tensor& w1, bool for_backward);
 /// Of xp, scores, z and w1.
 Tensors4 ethos_backward(const Tensor& grad, const Tensor& xp, const Tensor& scores,
                         const Tensor& index, const Tensor& z, const Tensor& w1, const Tensor& p,

@@ -76,8 +76,25 @@ struct Generated {
   Tensor distinct;  // [rows], the experts; undefined if all
 };
 
-Generated generated(const Tensor& index, const Tensor& z) {
+/// Where nothing comes back, a row for every selection: without sorting, an expert chosen twice is
+/// generated twice.
+Generated generated_again(const Tensor& index, const Tensor& z) {
+  const Tensor rows = ready(z);
+  Generated out{at::empty({index.numel(), z.size(1)}, z.options()), at::empty_like(index), {}};
+  run(index, kernels::GatherRows{.rows = rows.const_data_ptr(),
+                                 .index = index.const_data_ptr<std::int64_t>(),
+                                 .out = out.latents.mutable_data_ptr(),
+                                 .places = out.index.mutable_data_ptr<std::int64_t>(),
+                                 .count = index.numel(),
+                                 .count_rows = z.size(0),
+                                 .width = z.size(1),
+                                 .element = element_of(z)});
+  return out;
+}
+
+Generated generated(const Tensor& index, const Tensor& z, bool for_backward) {
   if (!generates_chosen(index, z)) return {ready(z), index, {}};
+  if (!for_backward) return generated_again(index, z);
   const Lists lists = make_lists(index, z.size(0));
   const auto options = index.options();
   Generated out{{}, at::empty_like(index), at::empty({index.numel()}, options)};
@@ -93,7 +110,7 @@ Generated generated(const Tensor& index, const Tensor& z) {
 }  // namespace
 
 Tensors4 ethos_forward_meta(const Tensor& xp, const Tensor& scores, const Tensor& index,
-                            const Tensor& z, const Tensor& w1) {
+                            const Tensor& z, const Tensor& w1, bool) {
   check_ethos("ethos_experts", xp, scores, index, z, w1);
   const c10::SymInt tokens = xp.sym_size(0), width = xp.sym_size(1);
   const c10::SymInt rows = rows_generated(index, z);
@@ -104,13 +121,13 @@ Tensors4 ethos_forward_meta(const Tensor& xp, const Tensor& scores, const Tensor
 }
 
 Tensors4 ethos_forward(const Tensor& xp, const Tensor& scores, const Tensor& index, const Tensor& z,
-                       const Tensor& w1) {
+                       const Tensor& w1, bool for_backward) {
   check_ethos("ethos_experts", xp, scores, index, z, w1);
   const Scope scope(xp);
   const Tensor vectors = ready(xp), whole_index = ready(index);
   const Tensor weights = ready(scores.to(at::kFloat));
   Arguments("ethos_experts").experts(whole_index, z.size(0));
-  const Generated experts = generated(whole_index, z);
+  const Generated experts = generated(whole_index, z, for_backward);
   Tensor pre = at::mm(experts.latents, w1);
   Tensor table = at::empty_like(pre);
   run(xp, kernels::ExpertGelu{.pre = pre.const_data_ptr(),
@@ -119,17 +136,20 @@ Tensors4 ethos_forward(const Tensor& xp, const Tensor& scores, const Tensor& ind
                               .element = element_of(xp)});
   Tensor acc = at::empty(xp.sizes(), xp.options());
   Tensor p = at::empty(scores.sizes(), xp.options().dtype(at::kFloat));
-  run(xp, kernels::EthosExperts{.xp = vectors.const_data_ptr(),
-                                .scores = weights.const_data_ptr<float>(),
-                                .index = experts.index.const_data_ptr<std::int64_t>(),
-                                .table = table.const_data_ptr(),
-                                .acc = acc.mutable_data_ptr(),
-                                .p = p.mutable_data_ptr<float>(),
-                                .tokens = xp.size(0),
-                                .selections = scores.size(1),
-                                .experts = table.size(0),
-                                .width = xp.size(1),
-                                .element = element_of(xp)});
+  const Tensor partial = walk_scratch(scores, xp.size(1));
+  run(xp, kernels::EthosExperts{
+              .xp = vectors.const_data_ptr(),
+              .scores = weights.const_data_ptr<float>(),
+              .index = experts.index.const_data_ptr<std::int64_t>(),
+              .table = table.const_data_ptr(),
+              .acc = acc.mutable_data_ptr(),
+              .p = p.mutable_data_ptr<float>(),
+              .partial = partial.defined() ? partial.mutable_data_ptr<float>() : nullptr,
+              .tokens = xp.size(0),
+              .selections = scores.size(1),
+              .experts = table.size(0),
+              .width = xp.size(1),
+              .element = element_of(xp)});
   return {acc, p, pre, table};
 }
 
@@ -150,7 +170,7 @@ Tensors4 ethos_backward(const Tensor& grad, const Tensor& xp, const Tensor& scor
   const Tensor weights = ready(scores.to(at::kFloat)), whole_p = ready(p);
   const Tensor whole_pre = ready(pre), whole_table = ready(table);
   Arguments("ethos_experts_backward").experts(whole_index, z.size(0));
-  const Generated experts = generated(whole_index, z);
+  const Generated experts = generated(whole_index, z, /*for_backward=*/true);
   const auto floats = xp.options().dtype(at::kFloat);
   Tensor grad_xp = at::empty(xp.sizes(), xp.options());
   Tensor grad_scores = at::empty(scores.sizes(), floats);

@@ -74,21 +74,26 @@ struct BatchNormHalves : torch::autograd::Function<BatchNormHalves> {
 
 struct EthosExperts : torch::autograd::Function<EthosExperts> {
   static variable_list forward(AutogradContext* context, const Tensor& xp, const Tensor& scores,
-                               const Tensor& index, const Tensor& z, const Tensor& w1) {
+                               const Tensor& index, const Tensor& z, const Tensor& w1,
+                               bool for_backward) {
     const at::AutoDispatchBelowADInplaceOrView below;
     auto [acc, p, pre, table] = SUBSPACE_ENTRY("ethos_experts_forward", decltype(ethos_forward))
-                                    .call(xp, scores, index, z, w1);
+                                    .call(xp, scores, index, z, w1, for_backward);
     context->save_for_backward({xp, scores, index, z, w1, p, pre, table});
+    context->saved_data["for_backward"] = for_backward;
     context->mark_non_differentiable({p, pre, table});
     context->set_materialize_grads(false);
     return {acc, p, pre, table};
   }
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
-    if (!grads[0].defined()) return {{}, {}, {}, {}, {}};
+    if (!grads[0].defined()) return {{}, {}, {}, {}, {}, {}};
+    TORCH_CHECK_VALUE(context->saved_data.at("for_backward").toBool(),
+                      "subspace::ethos_experts_forward: for_backward was false, so nothing is "
+                      "kept for a gradient");
     const auto s = context->get_saved_variables();
     auto [xp, scores, z, w1] = SUBSPACE_ENTRY("ethos_experts_backward", decltype(ethos_backward))
                                    .call(grads[0], s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7]);
-    return {xp, scores, {}, z, w1};
+    return {xp, scores, {}, z, w1, {}};
   }
 };
 
@@ -128,8 +133,8 @@ Tensors2 moments_autograd(const Tensor& x) {
   return SUBSPACE_ENTRY("column_moments", decltype(moments)).call(x);
 }
 Tensors4 ethos_autograd(const Tensor& xp, const Tensor& scores, const Tensor& index,
-                        const Tensor& z, const Tensor& w1) {
-  const auto out = EthosExperts::apply(xp, scores, index, z, w1);
+                        const Tensor& z, const Tensor& w1, bool for_backward) {
+  const auto out = EthosExperts::apply(xp, scores, index, z, w1, for_backward);
   return {out[0], out[1], out[2], out[3]};
 }
 Tensors2 stored_autograd(const Tensor& x, const Tensor& scores, const Tensor& index,
@@ -141,8 +146,11 @@ Tensors2 stored_autograd(const Tensor& x, const Tensor& scores, const Tensor& in
 // What users call: made of the operators below and of ATen's, which bring their own gradients.
 Tensor ethos_experts_composite(const Tensor& xp, const Tensor& scores, const Tensor& index,
                                const Tensor& z, const Tensor& w1) {
+  const bool for_backward =
+      at::GradMode::is_enabled() &&
+      (xp.requires_grad() || scores.requires_grad() || z.requires_grad() || w1.requires_grad());
   return std::get<0>(SUBSPACE_ENTRY("ethos_experts_forward", decltype(ethos_forward))
-                         .call(xp, scores, index, z, w1));
+                         .call(xp, scores, index, z, w1, for_backward));
 }
 Tensor stored_experts_composite(const Tensor& x, const Tensor& scores, const Tensor& index,
                                 const Tensor& down, const Tensor& up) {
@@ -242,7 +250,8 @@ TORCH_LIBRARY(subspace, library) {
   library.def(
       "ethos_experts(Tensor xp, Tensor scores, Tensor index, Tensor z, Tensor w1) -> Tensor", tags);
   library.def(
-      "ethos_experts_forward(Tensor xp, Tensor scores, Tensor index, Tensor z, Tensor w1)"
+      "ethos_experts_forward(Tensor xp, Tensor scores, Tensor index, Tensor z, Tensor w1,"
+      " bool for_backward=True)"
       " -> (Tensor acc, Tensor p, Tensor pre, Tensor table)",
       tags);
   library.def(

@@ -67,12 +67,21 @@ void run(const at::Tensor& where, const kernels::ExpertLists& p) {
 void run(const at::Tensor& where, const kernels::DistinctExperts& p) {
   SUBSPACE_ON_DEVICE(distinct_experts)
 }
+void run(const at::Tensor& where, const kernels::GatherRows& p) {
+  SUBSPACE_ON_DEVICE(gather_rows, at::get_num_threads())
+}
 void run(const at::Tensor& where, const kernels::ExpertGelu& p) {
   SUBSPACE_ON_DEVICE(expert_gelu, at::get_num_threads())
 }
 void run(const at::Tensor& where,
          const kernels::ExpertGrad& p){SUBSPACE_ON_DEVICE(expert_grad, at::get_num_threads())}
 #undef SUBSPACE_ON_DEVICE
+
+at::Tensor walk_scratch(const at::Tensor& scores, std::int64_t width) {
+  const std::int64_t parts = kernels::walk_split(scores.size(0), scores.size(1)).parts;
+  if (!scores.is_cuda() || parts == 1) return {};
+  return at::empty({scores.size(0) * parts * width}, scores.options().dtype(at::kFloat));
+}
 
 Lists make_lists(const at::Tensor& index, std::int64_t experts) {
   const std::int64_t count = index.numel();

@@ -35,8 +35,13 @@ void run(const at::Tensor& where, const kernels::StoredExperts& p);
 void run(const at::Tensor& where, const kernels::StoredExpertsGrad& p);
 void run(const at::Tensor& where, const kernels::ExpertLists& p);
 void run(const at::Tensor& where, const kernels::DistinctExperts& p);
+void run(const at::Tensor& where, const kernels::GatherRows& p);
 void run(const at::Tensor& where, const kernels::ExpertGelu& p);
 void run(const at::Tensor& where, const kernels::ExpertGrad& p);
+
+/// Scratch of a forward walk over `width` columns that a GPU makes in parts; undefined where it
+/// does not.
+at::Tensor walk_scratch(const at::Tensor& scores, std::int64_t width);
 
 /// Memory of ExpertLists, and the lists in it.
 struct Lists {

@@ -65,19 +65,22 @@ Tensors2 stored_forward(const Tensor& x, const Tensor& scores, const Tensor& ind
   Arguments("stored_experts").experts(whole_index, down.size(0));
   Tensor y = at::empty(x.sizes(), x.options());
   Tensor p = at::empty(scores.sizes(), x.options().dtype(at::kFloat));
+  const Tensor partial = walk_scratch(scores, x.size(1));
   if (x.size(0) > 0) {
-    run(x, kernels::StoredExperts{.x = vectors.const_data_ptr(),
-                                  .scores = weights.const_data_ptr<float>(),
-                                  .index = whole_index.const_data_ptr<std::int64_t>(),
-                                  .down = first.const_data_ptr(),
-                                  .up = second.const_data_ptr(),
-                                  .y = y.mutable_data_ptr(),
-                                  .p = p.mutable_data_ptr<float>(),
-                                  .tokens = x.size(0),
-                                  .selections = scores.size(1),
-                                  .experts = down.size(0),
-                                  .width = x.size(1),
-                                  .element = element_of(x)});
+    run(x, kernels::StoredExperts{
+               .x = vectors.const_data_ptr(),
+               .scores = weights.const_data_ptr<float>(),
+               .index = whole_index.const_data_ptr<std::int64_t>(),
+               .down = first.const_data_ptr(),
+               .up = second.const_data_ptr(),
+               .y = y.mutable_data_ptr(),
+               .p = p.mutable_data_ptr<float>(),
+               .partial = partial.defined() ? partial.mutable_data_ptr<float>() : nullptr,
+               .tokens = x.size(0),
+               .selections = scores.size(1),
+               .experts = down.size(0),
+               .width = x.size(1),
+               .element = element_of(x)});
   }
   return {y, p};
 }

@@ -55,6 +55,7 @@ struct How {
   const EthosWalk* walk = nullptr;
   std::int64_t columns = 0;
   const Doubles* pre = nullptr;
+  bool split = false;  // lets few tokens be walked in parts
 };
 
 void run_walks(Backend backend, const EthosExperts& forward, const EthosExpertsGrad& back,
@@ -101,12 +102,14 @@ Result run(Backend backend, const Case& c, const How& how = {}) {
   Bytes workspace(backend, expert_lists_workspace(count));
   Buffer<float> partial(backend, expert_grad_workspace(count, r.width, false) / 4);
 
+  Buffer<float> parts(backend, r.tokens * walk_split(r.tokens, r.selections).parts * r.width);
   const EthosExperts forward{.xp = xp.data(),
                              .scores = scores.data(),
                              .index = index.data(),
                              .table = table.data(),
                              .acc = acc.data(),
                              .p = p.data(),
+                             .partial = how.split ? parts.data() : nullptr,
                              .tokens = r.tokens,
                              .selections = r.selections,
                              .experts = r.experts,
@@ -213,6 +216,43 @@ TEST_P(EthosExpertsOn, AgreesWithTheReferenceForEveryWalk) {
       if (backend() != Backend::cuda) return;
     }
   }
+}
+
+TEST_P(EthosExpertsOn, FewTokensInPartsAgreeWithTheReference) {
+  struct Shape {
+    std::int64_t tokens, selections, width;
+  };
+  for (const Shape& s : {Shape{1, 128, 512}, Shape{8, 128, 512}, Shape{64, 128, 64},
+                         Shape{3, 9, 96}, Shape{1, 1100, 256}, Shape{5, 61, 1024}}) {
+    ASSERT_GT(walk_split(s.tokens, s.selections).parts, 1);
+    Case c = make_case(element(), s.tokens, s.selections, 300, s.width, Spread::uniform, 21);
+    SCOPED_TRACE(::testing::Message() << s.tokens << " " << s.selections << " " << s.width);
+    expect_reference(c, run(backend(), c, {.split = true}));
+    c.r.index.back() = 300;
+    const Result got = run(backend(), c, {.split = true});
+    for (std::int64_t i = 0; i < s.tokens * s.width; ++i) {
+      ASSERT_EQ(std::isnan(got.forward.acc[static_cast<std::size_t>(i)]),
+                i / s.width == s.tokens - 1);
+    }
+  }
+}
+
+TEST(WalkSplit, HasEverySelectionInOnePart) {
+  for (const std::int64_t tokens : {0, 1, 2, 7, 64, 100, 511, 512, 513, 1024, 40000}) {
+    for (const std::int64_t selections : {0, 1, 8, 9, 16, 61, 128, 4096, 100000}) {
+      const WalkSplit split = walk_split(tokens, selections);
+      SCOPED_TRACE(::testing::Message() << tokens << " " << selections << ": " << split.parts);
+      EXPECT_GE(split.parts * split.each, selections);
+      EXPECT_LT((split.parts - 1) * split.each, std::max<std::int64_t>(selections, 1));
+      EXPECT_LE(split.parts, 64);
+      if (split.parts > 1) {
+        EXPECT_EQ(split.each % 8, 0);
+        EXPECT_LE(tokens * split.parts, 1024);
+      }
+    }
+  }
+  EXPECT_EQ(walk_split(1, 128).parts, 16);
+  EXPECT_EQ(walk_split(32768, 128).parts, 1);
 }
 
 TEST_P(EthosExpertsOn, SkewedRoutingGoesThroughPieces) {

@@ -92,9 +92,11 @@ TEST_P(ExpertTableOn, GathersRowsAndZeroesForIndicesOutOfRange) {
     Buffer<std::uint8_t> in(GetParam(), encode(Element::bf16, rows));
     Buffer<std::int64_t> index(GetParam(), std::vector<std::int64_t>{8, 0, 3, -1, 9, 3});
     Buffer<std::uint8_t> out(GetParam(), 6 * width * 2);
+    Buffer<std::int64_t> places(GetParam(), 6);
     const GatherRows p{.rows = in.data(),
                        .index = index.data(),
                        .out = out.data(),
+                       .places = width == 3 ? nullptr : places.data(),
                        .count = 6,
                        .count_rows = 9,
                        .width = width,
@@ -103,6 +105,9 @@ TEST_P(ExpertTableOn, GathersRowsAndZeroesForIndicesOutOfRange) {
     if (GetParam() == Backend::cuda) gather_rows_cuda(p, nullptr);
 #endif
     if (GetParam() != Backend::cuda) gather_rows_cpu(p, 2);
+    if (width != 3) {
+      EXPECT_EQ(places.values(), (std::vector<std::int64_t>{0, 1, 2, -1, -1, 5}));
+    }
     const Doubles got = decode(Element::bf16, out.values());
     const std::vector<std::int64_t> from = {8, 0, 3, -1, -1, 3};
     for (std::int64_t i = 0; i < 6 * width; ++i) {

@@ -64,7 +64,7 @@ void run_walks(Backend backend, const StoredExperts& forward, const StoredExpert
   expert_grad_cpu(sums, 2, isa_of(backend));
 }
 
-Result run(Backend backend, const Case& c, std::int64_t columns = 0) {
+Result run(Backend backend, const Case& c, std::int64_t columns = 0, bool split = false) {
   const Routed& r = c.r;
   const std::int64_t bytes = element_bytes(c.element);
   const std::int64_t count = r.tokens * r.selections;
@@ -87,6 +87,7 @@ Result run(Backend backend, const Case& c, std::int64_t columns = 0) {
   Buffer<std::uint32_t> offsets(backend, r.experts + 1);
   Bytes workspace(backend, expert_lists_workspace(count));
   Buffer<float> partial(backend, expert_grad_workspace(count, r.width, true) / 4);
+  Buffer<float> parts(backend, r.tokens * walk_split(r.tokens, r.selections).parts * r.width);
   const StoredExperts forward{.x = x.data(),
                               .scores = scores.data(),
                               .index = index.data(),
@@ -94,6 +95,7 @@ Result run(Backend backend, const Case& c, std::int64_t columns = 0) {
                               .up = up.data(),
                               .y = y.data(),
                               .p = p.data(),
+                              .partial = split ? parts.data() : nullptr,
                               .tokens = r.tokens,
                               .selections = r.selections,
                               .experts = r.experts,
@@ -179,6 +181,25 @@ TEST_P(StoredExpertsOn, AgreesWithTheReferenceForOddCounts) {
     SCOPED_TRACE(::testing::Message() << s.tokens << " " << s.selections << " " << s.experts);
     const Case c = make_case(element(), s.tokens, s.selections, s.experts, 64);
     expect_reference(c, run(backend(), c));
+  }
+}
+
+TEST_P(StoredExpertsOn, FewTokensInPartsAgreeWithTheReference) {
+  struct Shape {
+    std::int64_t tokens, selections, width;
+  };
+  for (const Shape& s : {Shape{1, 128, 1024}, Shape{8, 128, 512}, Shape{64, 128, 64},
+                         Shape{3, 9, 96}, Shape{1, 1100, 256}, Shape{5, 61, 4096}}) {
+    ASSERT_GT(walk_split(s.tokens, s.selections).parts, 1);
+    Case c = make_case(element(), s.tokens, s.selections, 40, s.width);
+    SCOPED_TRACE(::testing::Message() << s.tokens << " " << s.selections << " " << s.width);
+    expect_reference(c, run(backend(), c, 0, /*split=*/true));
+    c.r.index.back() = 40;
+    const Result got = run(backend(), c, 0, /*split=*/true);
+    for (std::int64_t i = 0; i < s.tokens * s.width; ++i) {
+      ASSERT_EQ(std::isnan(got.forward.acc[static_cast<std::size_t>(i)]),
+                i / s.width == s.tokens - 1);
+    }
   }
 }
 

@@ -320,6 +320,39 @@ def test_strides_and_alignment(name, device):
 
 
 @on_devices
+@on_types
+@pytest.mark.parametrize("name", ["experts, few", "layer, few", "stored"])
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_few_tokens_without_gradients(tokens, name, dtype, device):
+    """Nothing to keep for a backward pass: other ways of generating and of summing, the same sums."""
+    operator, reference, make, sizes = CASES[name]
+    arguments = make(device, dtype, **{**sizes, "tokens": tokens, "selections": 37})
+    arguments[2][0, 1] = arguments[2][0, 0]  # an expert chosen twice
+    want = reference(*doubled(arguments))
+    within(operator(*arguments), want, dtype, 700, "with gradients")
+    with torch.no_grad():
+        within(operator(*arguments), want, dtype, 700, "without")
+        torch._dynamo.reset()
+        compiled = torch.compile(operator, backend="aot_eager", fullgraph=True)
+        within(compiled(*arguments), want, dtype, 700, "compiled")
+    arguments[2][-1, 3] = -1
+    if device == "cpu":
+        with torch.no_grad(), pytest.raises(IndexError, match="index holds -1"):
+            operator(*arguments)
+    else:
+        with torch.no_grad():
+            y = operator(*arguments)
+        assert y[-1].isnan().all() and y[:-1].isfinite().all()
+
+
+def test_what_kept_nothing_has_no_gradient():
+    arguments = experts_arguments("cpu", torch.float32, tokens=3, experts=700)
+    acc, *_ = torch.ops.subspace.ethos_experts_forward(*arguments, for_backward=False)
+    with pytest.raises(ValueError, match="for_backward was false"):
+        acc.sum().backward()
+
+
+@on_devices
 @on_cases
 def test_opcheck(name, device):
     operator, _, make, sizes = CASES[name]
@@ -359,6 +392,8 @@ def test_opcheck_of_the_rest(device):
     torch.library.opcheck(
         inner.ethos_experts_forward.default, experts_arguments(device, torch.float32)
     )
+    few = [a.detach() for a in experts_arguments(device, torch.float32, tokens=3, experts=700)]
+    torch.library.opcheck(inner.ethos_experts_forward.default, (*few, False))
     torch.library.opcheck(
         inner.stored_experts_forward.default, stored_arguments(device, torch.float32)
     )
