@@ -55,7 +55,7 @@ void over_stretches(const BatchNormHalves& p, const Columns& at, std::int64_t ro
   }
 }
 
-/// Mean, and sum of squares around it, of rows [begin, end), as differences from the first.
+/// Mean less the first row, and sum of squares around it, of rows [begin, end).
 template <Element kElement>
 void moments_of_piece(const ColumnMoments& p, std::int64_t begin, std::int64_t end, float* mean,
                       float* squares) {
@@ -73,21 +73,25 @@ void moments_of_piece(const ColumnMoments& p, std::int64_t begin, std::int64_t e
   for (std::int64_t c = 0; c < p.width; ++c) {
     const float apart = mean[c] / count;
     squares[c] -= mean[c] * apart;
-    mean[c] = V::load(p.x, begin * p.width + c) + apart;
+    mean[c] = apart;
   }
 }
 
-/// Pieces of `cut` put together, as differences from the first one's mean. There are few of them,
-/// so in double. Columns [begin, begin + count), at most kColumns.
+/// Pieces of `cut` put together, as differences from the first row of all. There are few of them,
+/// so in double: whatever the level of a column, nothing of its spread is rounded away. Columns
+/// [begin, begin + count), at most kColumns.
+template <Element kElement>
 void join_moments(const ColumnMoments& p, const RowPieces& cut, std::int64_t begin,
                   std::int64_t count) {
   double sum[kColumns] = {}, around[kColumns] = {}, squares[kColumns] = {};
-  const float* first = p.partial + begin;
+  using V = Values<kElement>;
   for (std::int64_t piece = 0; piece < cut.pieces; ++piece) {
-    const float* mean = first + piece * 2 * p.width;
+    const float* mean = p.partial + begin + piece * 2 * p.width;
+    const std::int64_t start = piece * cut.rows * p.width + begin;
     const auto rows = static_cast<double>(std::min(p.rows - piece * cut.rows, cut.rows));
     for (std::int64_t i = 0; i < count; ++i) {
-      const double d = static_cast<double>(mean[i]) - first[i];
+      const double level = V::load(p.x, start + i), first = V::load(p.x, begin + i);
+      const double d = level - first + mean[i];
       sum[i] += rows * d;
       around[i] += rows * d * d;
       squares[i] += mean[p.width + i];
@@ -96,7 +100,7 @@ void join_moments(const ColumnMoments& p, const RowPieces& cut, std::int64_t beg
   const auto rows = static_cast<double>(p.rows);
   for (std::int64_t i = 0; i < count; ++i) {
     const double apart = sum[i] / rows;
-    p.mean[begin + i] = static_cast<float>(first[i] + apart);
+    p.mean[begin + i] = static_cast<float>(V::load(p.x, begin + i) + apart);
     // Rounding may leave a little less than nothing of equal rows; NaN stays.
     const auto variance = static_cast<float>((squares[i] + (around[i] - sum[i] * apart)) / rows);
     p.variance[begin + i] = variance < 0 ? 0 : variance;
@@ -191,7 +195,8 @@ void column_moments(const ColumnMoments& p, int threads) {
                                mean + p.width);
   });
   over_batch((p.width + kColumns - 1) / kColumns, threads, [&](std::int64_t block) {
-    join_moments(p, cut, block * kColumns, std::min(p.width - block * kColumns, kColumns));
+    join_moments<kElement>(p, cut, block * kColumns,
+                           std::min(p.width - block * kColumns, kColumns));
   });
 }
 

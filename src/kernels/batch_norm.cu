@@ -81,7 +81,8 @@ __device__ void sum_lanes(float (&v)[kValues]) {
   }
 }
 
-/// One row of `partial`: means, and sums of squares around them, of a piece of the rows.
+/// One row of `partial`: means less the first row, and sums of squares around them, of a piece of
+/// the rows.
 template <Element kElement, int kValues>
 __global__ void __launch_bounds__(kGroups* kLanes)
     moments_of_pieces(ColumnMoments p, std::int64_t piece_rows) {
@@ -112,7 +113,7 @@ __global__ void __launch_bounds__(kGroups* kLanes)
 #pragma unroll
   for (int i = 0; i < kValues; ++i) {
     const float apart = sum[i] / count;
-    mean[i] = start[i] + apart;
+    mean[i] = apart;
     mean[p.width + i] = squares[i] - sum[i] * apart;
   }
 }
@@ -120,16 +121,22 @@ __global__ void __launch_bounds__(kGroups* kLanes)
 constexpr int kJoinColumns = 32, kJoinLanes = 16;  // threads that share the pieces of a column
 
 /// As batch_norm.cpp joins pieces.
+template <Element kElement>
 __global__ void join_moments(ColumnMoments p, std::int64_t pieces, std::int64_t piece_rows) {
   __shared__ double shared[3][kJoinLanes][kJoinColumns];
   const std::int64_t column = std::int64_t{blockIdx.x} * kJoinColumns + threadIdx.x;
   const bool mine = column < p.width;
-  const double first = mine ? p.partial[column] : 0;
+  const auto value_at = [&](std::int64_t row) {
+    float value[1];
+    Run<kElement, 1>::load(p.x, row * p.width + column, value);
+    return static_cast<double>(value[0]);
+  };
+  const double first = mine ? value_at(0) : 0;
   double sum = 0, around = 0, squares = 0;
   for (std::int64_t piece = threadIdx.y; mine && piece < pieces; piece += kJoinLanes) {
     const float* of = p.partial + piece * 2 * p.width + column;
     const auto count = static_cast<double>(min(p.rows - piece * piece_rows, piece_rows));
-    const double d = of[0] - first;
+    const double d = value_at(piece * piece_rows) - first + of[0];
     sum += count * d;
     around += count * d * d;
     squares += of[p.width];
@@ -318,7 +325,12 @@ void column_moments_cuda(const ColumnMoments& p, Stream stream) {
   choose(p, p.element, p.width, on);
   const RowPieces cut = row_pieces(p.rows, kBatchNormPieces);
   const auto blocks = static_cast<unsigned>((p.width + kJoinColumns - 1) / kJoinColumns);
-  join_moments<<<blocks, dim3(kJoinColumns, kJoinLanes), 0, on>>>(p, cut.pieces, cut.rows);
+  const dim3 threads(kJoinColumns, kJoinLanes);
+  if (p.element == Element::f32) {
+    join_moments<Element::f32><<<blocks, threads, 0, on>>>(p, cut.pieces, cut.rows);
+  } else {
+    join_moments<Element::bf16><<<blocks, threads, 0, on>>>(p, cut.pieces, cut.rows);
+  }
   check_cuda(cudaGetLastError(), "column_moments");
 }
 

@@ -215,7 +215,8 @@ __device__ void best_one_by_one(const void* row, int side, int k, Winner* winner
     for (int i = lane; i < side; i += 32) {
       const unsigned key = Keys<kElement>::key_of(Keys<kElement>::value_at(row, i));
       const Wide mine = Wide{key} << 32 | ~static_cast<unsigned>(i);
-      if (mine < last && mine > best) best = mine;
+      // No bound at first: NaN at place 0 has all bits set.
+      if ((rank == 0 || mine < last) && mine > best) best = mine;
     }
     const auto upper = static_cast<unsigned>(best >> 32);
     const unsigned high = __reduce_max_sync(kWholeWarp, upper);

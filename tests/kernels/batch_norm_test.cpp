@@ -71,10 +71,10 @@ void expect_moments(const Case& c, const MomentsResult& got) {
       low = std::min(low, value);
       high = std::max(high, value);
     }
-    // Differences from some row are at most the range; pieces' means are rounded as what they are.
+    // Differences from some row are at most the range, and the column's level does not matter.
     const double range = high - low, size = std::max(std::abs(low), std::abs(high));
-    mean_bound.push_back(terms * range + 4 * unit() * size);
-    variance_bound.push_back(3 * terms * range * range + 8 * unit() * size * range);
+    mean_bound.push_back(terms * range + unit() * size);
+    variance_bound.push_back(3 * terms * range * range);
   }
   expect_within(got.mean, want.mean, mean_bound, "mean");
   expect_within(got.variance, want.variance, variance_bound, "variance");
@@ -188,7 +188,7 @@ TEST_P(BatchNormOn, AgreesWithTheReferenceForAllShapes) {
 // The columns' means are far larger than their spreads: E[x^2] - E[x]^2 would have little or, a
 // thousand times larger, nothing left.
 TEST_P(BatchNormOn, KeepsTheVarianceOfColumnsFarFromZero) {
-  const Case c = make_case(element(), 1000, 1, 8, element() == Element::f32 ? 1000 : 20);
+  const Case c = make_case(element(), 1000, 1, 8, element() == Element::f32 ? 1e5 : 20);
   expect_moments(c, moments(backend(), element(), c));
 }
 

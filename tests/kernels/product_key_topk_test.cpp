@@ -181,6 +181,14 @@ TEST_P(ProductKeyTopkOn, NanComesFirstAndMinusInfinityMasks) {
   EXPECT_EQ(nan.index[0] / side, 7);
   EXPECT_EQ(std::set<std::int64_t>(nan.index.begin(), nan.index.end()).size(), 8u);
 
+  // Nor is it lost at the first place before more equal values than a GPU looks at together.
+  std::vector<float> equal(512, 0.0f);
+  equal[0] = kNan;
+  const Winners first = run(equal, std::vector<float>(512, 0.0f), 1, 512, 4);
+  EXPECT_TRUE(std::isnan(first.scores[0]));
+  EXPECT_EQ(first.index[0] / 512, 0);
+  EXPECT_EQ(std::set<std::int64_t>(first.index.begin(), first.index.end()).size(), 4u);
+
   // Two experts a side are left: four finite winners, then masked ones.
   std::vector<float> masked(static_cast<std::size_t>(side), -kInfinity);
   masked[3] = 1;
