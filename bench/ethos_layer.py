@@ -79,13 +79,24 @@ def topk_pytorch(s1, s2, k):
     return scores.float().softmax(-1), index
 
 
-def whole_layer(s, topk, experts):
+def halves_pytorch(queries, heads):
+    """Both halves of every head's query, normalised over the tokens."""
+    normal = torch.nn.functional.batch_norm(queries, None, None, training=True)
+    return normal.unflatten(1, (heads, 2, -1)).unbind(2)
+
+
+def halves_subspace(queries, heads):
+    moments = ops.column_moments(queries.detach())
+    ones = queries.new_ones(queries.shape[1], dtype=torch.float32)
+    return ops.batch_norm_halves(queries, ones, torch.zeros_like(ones), *moments, heads, 1e-5, True)
+
+
+def whole_layer(s, halves, topk, experts):
     """Routing (query norm over tokens), projections and experts."""
 
     def run(x, key, w_q, z, w1, w_u, w_v):
-        queries = torch.nn.functional.batch_norm(x @ w_q, None, None, training=True)
-        queries = queries.unflatten(1, (s["heads"], 2, -1))
-        scores, index = topk(queries[:, :, 0] @ key[0].T, queries[:, :, 1] @ key[1].T, s["k"])
+        first, second = halves(x @ w_q, s["heads"])
+        scores, index = topk(first @ key[0].T, second @ key[1].T, s["k"])
         acc = experts(x @ w_u, scores.flatten(1), index.flatten(1), z, w1)
         return acc @ (w_v / s["heads"])
 
@@ -111,14 +122,15 @@ def cases(s, t):
     """name -> (group, function, arguments)."""
     expert_names = ("xp", "scores", "index", "z", "w1")
     layer_names = ("x", "key", "w_q", "z", "w1", "w_u", "w_v")
-    ours = whole_layer(s, lambda a, b, k: ops.product_key_topk(a, b, k, True), ops.ethos_experts)
+    ours = whole_layer(s, halves_subspace, lambda a, b, k: ops.product_key_topk(a, b, k, True),
+                       ops.ethos_experts)  # fmt: skip
     found = {
         "experts, subspace": ("experts", ops.ethos_experts, expert_names),
         "layer, subspace": ("layer", ours, layer_names),
         "layer, subspace, compiled": ("layer", torch.compile(ours), layer_names),
     }
     for name, experts in (("reordered", reordered), ("table + gather", table_and_gather)):
-        layer = whole_layer(s, topk_pytorch, experts)
+        layer = whole_layer(s, halves_pytorch, topk_pytorch, experts)
         found[f"experts, {name}, eager"] = ("experts", experts, expert_names)
         found[f"experts, {name}, compiled"] = ("experts", torch.compile(experts), expert_names)
         found[f"layer, {name}, eager"] = ("layer", layer, layer_names)

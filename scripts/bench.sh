@@ -3,6 +3,16 @@
 set -euo pipefail
 source scripts/setup.sh
 shopt -s nullglob
+if [[ ${1:-} == --help || ${1:-} == -h ]]; then
+  echo "./run bench [NAME] [OPTIONS]: without NAME all, one after another; --record writes bench/results/"
+  for file in bench/*.py bench/*.cpp; do
+    name=$(basename "$file")
+    # The first words of a file say what it measures.
+    first=$(grep -m1 -oE '^("""|// ).*' "$file" | sed -E 's/^("""|\/\/ )//')
+    printf '  %-16s %s\n' "${name%.*}" "$first"
+  done
+  exit 0
+fi
 names=()
 for file in bench/*.py bench/*.cpp; do
   name=$(basename "$file")

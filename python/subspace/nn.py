@@ -22,6 +22,18 @@ def wide(tensor):
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+def kernels_norm(norm):
+    """Whether the kernels do all that this module does: a plain BatchNorm1d, without hooks."""
+    hooks = (norm._forward_hooks, norm._forward_pre_hooks, norm._backward_hooks, norm._backward_pre_hooks)
+    return (
+        type(norm) is nn.BatchNorm1d
+        and norm.affine
+        and norm.track_running_stats
+        and norm.momentum is not None
+        and not any(hooks)
+    )
+
+
 class ProductKeyRouter(nn.Module):
     """Chooses experts: for each head the k best of n^2 = experts pairs of sub-keys.
 
@@ -41,7 +53,10 @@ class ProductKeyRouter(nn.Module):
 
     def __init__(self, dim, experts, heads=8, k=16, query_dim=256, query_norm="batch"):
         super().__init__()
+        _check_counts(dim=dim, experts=experts, heads=heads, k=k, query_dim=query_dim)
         side = math.isqrt(experts)
+        if side > 32768:
+            raise ValueError(f"experts is {experts}; expected up to {32768**2}, 32768 keys a side")
         if side * side != experts:
             raise ValueError(
                 f"experts is {experts}, which is no square; near it are {side**2} and {(side + 1) ** 2}"
@@ -66,8 +81,8 @@ class ProductKeyRouter(nn.Module):
     def halves(self, queries):
         """Both halves of every head's query, normalised: [tokens, heads, query_dim / 2] each."""
         norm = self.norm
-        if not isinstance(norm, nn.BatchNorm1d):
-            return queries.unflatten(1, (self.heads, 2, -1)).unbind(2)
+        if not kernels_norm(norm):
+            return norm(queries).unflatten(1, (self.heads, 2, -1)).unbind(2)
         mean, variance = norm.running_mean, norm.running_var
         if norm.training:
             tokens = queries.shape[0]
@@ -111,6 +126,8 @@ class PEER(_Experts):
     def __init__(self, dim, experts=256 * 256, heads=8, k=16, query_dim=256, query_norm="batch"):
         super().__init__(dim, experts, heads, k, query_dim, query_norm)
         _check_width("dim", dim, 4096)
+        if heads * k > 4096:
+            raise ValueError(f"heads {heads} times k {k} are {heads * k} experts a token; expected up to 4096")
         self.down = nn.Parameter(torch.randn(experts, dim) * dim**-0.5)
         self.up = nn.Parameter(torch.randn(experts, dim) * heads**-0.5)
 
@@ -138,10 +155,11 @@ class Ethos(_Experts):
     def __init__(self, dim, experts=512 * 512, latent_dim=128, hidden_dim=512, heads=8, k=16,
                  query_dim=512, query_norm="batch", latent_range=1.0):  # fmt: skip
         super().__init__(dim, experts, heads, k, query_dim, query_norm)
+        _check_counts(latent_dim=latent_dim)
         _check_width("hidden_dim", hidden_dim, 1024)
         power = GELU_SQUARE * hidden_dim
-        if not latent_range > 0:
-            raise ValueError(f"latent_range is {latent_range}; expected more than 0")
+        if not 0 < latent_range < math.inf:
+            raise ValueError(f"latent_range is {latent_range}; expected a number above 0")
         self.z = nn.Parameter(torch.randn(experts, latent_dim) * latent_range)
         self.w1 = nn.Parameter(torch.randn(latent_dim, hidden_dim) * latent_dim**-0.5 / latent_range)
         self.w_u = nn.Parameter(torch.randn(dim, hidden_dim) * (dim * power) ** -0.5)
@@ -149,6 +167,12 @@ class Ethos(_Experts):
 
     def experts(self, x, scores, index):
         return ops.ethos_layer(x, scores, index, self.z, self.w1, self.w_u, self.w_v, self.heads)
+
+
+def _check_counts(**counts):
+    for name, count in counts.items():
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise ValueError(f"{name} is {count!r}; expected a whole number from 1")
 
 
 def _check_width(name, width, most):

@@ -76,14 +76,14 @@ Json use_of(const at::Tensor& counts) {
   return {{"choices", choices},
           {"used", static_cast<double>(used) / static_cast<double>(experts)},
           {"entropy", entropy},
-          {"kl_uniform", most - entropy},
+          {"kl_uniform", std::max(0.0, most - entropy)},
           {"top_percent", static_cast<double>(top) / all},
           {"largest", static_cast<double>(falling.front()) / all},
           {"chance",
            {{"choices", choices},
             {"used", even.used},
             {"entropy", even.entropy},
-            {"kl_uniform", most - even.entropy}}},
+            {"kl_uniform", std::max(0.0, most - even.entropy)}}},
           {"curve", curve_of(falling, all, even)},
           {"histogram", histogram_of(falling, even)}};
 }

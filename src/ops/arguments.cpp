@@ -61,6 +61,12 @@ void Arguments::below(const char* what, const c10::SymInt& value, std::int64_t l
                     "; expected fewer than ", limit, ": split the batch");
 }
 
+void Arguments::some_experts(const c10::SymInt& experts, const at::Tensor& scores) const {
+  if (holds(experts.sym_gt(0))) return;
+  TORCH_CHECK_VALUE(scores.sym_numel() == 0, "subspace::", op_, ": there are no experts, and ",
+                    scores.sym_numel(), " selections of them");
+}
+
 void Arguments::experts(const at::Tensor& index, std::int64_t experts) const {
   if (!index.is_cpu()) return;
   const auto* value = index.const_data_ptr<std::int64_t>();

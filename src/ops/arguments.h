@@ -28,6 +28,8 @@ class Arguments {
   /// A multiple of 32 up to `most`.
   void width(const char* name, const c10::SymInt& width, std::int64_t most) const;
   void below(const char* what, const c10::SymInt& value, std::int64_t limit) const;
+  /// One or more, unless `scores` [tokens, selections] ask for none.
+  void some_experts(const c10::SymInt& experts, const at::Tensor& scores) const;
   /// Every index of a CPU tensor in [0, experts).
   void experts(const at::Tensor& index, std::int64_t experts) const;
 

@@ -32,6 +32,7 @@ void check_ethos(const char* op, const Tensor& xp, const Tensor& scores, const T
   arguments.width("d_h (the width of xp)", xp.sym_size(1), 1024);
   arguments.below("selections (tokens times selections of each)",
                   xp.sym_size(0) * scores.sym_size(1), kLimit);
+  arguments.some_experts(z.sym_size(0), scores);
   arguments.below("experts", z.sym_size(0), kLimit);
 }
 

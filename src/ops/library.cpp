@@ -6,6 +6,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include "ops/arguments.h"
 #include "ops/backend.h"
 #include "ops/ops.h"
 
@@ -172,6 +173,15 @@ Tensor ethos_layer_composite(const Tensor& x, const Tensor& scores, const Tensor
                     "subspace::ethos_layer: x, w_u and w_v have the shapes ", x.sym_sizes(), ", ",
                     w_u.sym_sizes(), " and ", w_v.sym_sizes(),
                     "; expected [tokens, d], [d, d_h] and [d_h, d]");
+  const Arguments arguments("ethos_layer");
+  for (const auto& [name, tensor] : {std::pair("w_u", &w_u), std::pair("w_v", &w_v)}) {
+    arguments.device(name, *tensor, "x", x);
+    // Autocast brings products to one type.
+    if (!at::autocast::is_autocast_enabled(x.device().type())) {
+      arguments.floating("x", x);
+      arguments.like(name, *tensor, "x", x);
+    }
+  }
   const Tensor acc = ethos_experts(at::matmul(x, w_u), scores, index, z, w1);
   return at::matmul(acc, heads == 1 ? w_v : w_v / heads);
 }
@@ -182,6 +192,25 @@ Tensor cast(const Tensor& tensor) {
   const at::ScalarType wanted = at::autocast::get_autocast_dtype(device);
   return at::autocast::cached_cast(wanted == at::kBFloat16 ? at::kBFloat16 : at::kFloat, tensor,
                                    device);
+}
+/// Routing stays in its type, but for those that the kernels do not have.
+Tensor routed(const Tensor& tensor) {
+  const at::ScalarType type = tensor.scalar_type();
+  return type == at::kFloat || type == at::kBFloat16 ? tensor : tensor.to(at::kFloat);
+}
+Tensors2 topk_autocast(const Tensor& s1, const Tensor& s2, std::int64_t k, bool softmax) {
+  const c10::impl::ExcludeDispatchKeyGuard once(c10::autocast_dispatch_keyset);
+  return product_key_topk(routed(s1), routed(s2), k, softmax);
+}
+Tensors2 moments_autocast(const Tensor& x) {
+  const c10::impl::ExcludeDispatchKeyGuard once(c10::autocast_dispatch_keyset);
+  return column_moments(routed(x));
+}
+Tensors2 norm_halves_autocast(const Tensor& x, const Tensor& weight, const Tensor& bias,
+                              const Tensor& mean, const Tensor& variance, std::int64_t heads,
+                              double eps, bool of_batch) {
+  const c10::impl::ExcludeDispatchKeyGuard once(c10::autocast_dispatch_keyset);
+  return batch_norm_halves(routed(x), weight, bias, mean, variance, heads, eps, of_batch);
 }
 template <at::DeviceType device>
 Tensor ethos_experts_autocast(const Tensor& xp, const Tensor& scores, const Tensor& index,
@@ -320,11 +349,18 @@ TORCH_LIBRARY_IMPL(subspace, Autograd, library) {
   }
 }
 
+void register_routing_autocast(torch::Library& library) {
+  library.impl("product_key_topk", &topk_autocast);
+  library.impl("column_moments", &moments_autocast);
+  library.impl("batch_norm_halves", &norm_halves_autocast);
+}
 TORCH_LIBRARY_IMPL(subspace, AutocastCPU, library) {
+  register_routing_autocast(library);
   library.impl("ethos_experts", &ethos_experts_autocast<at::kCPU>);
   library.impl("stored_experts", &stored_experts_autocast<at::kCPU>);
 }
 TORCH_LIBRARY_IMPL(subspace, AutocastCUDA, library) {
+  register_routing_autocast(library);
   library.impl("ethos_experts", &ethos_experts_autocast<at::kCUDA>);
   library.impl("stored_experts", &stored_experts_autocast<at::kCUDA>);
 }

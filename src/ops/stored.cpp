@@ -30,6 +30,7 @@ void check_stored(const char* op, const Tensor& x, const Tensor& scores, const T
   arguments.below("selections of a token", scores.sym_size(1), kMostSelections + 1);
   arguments.below("selections (tokens times selections of each)",
                   x.sym_size(0) * scores.sym_size(1), kStoredLimit);
+  arguments.some_experts(down.sym_size(0), scores);
   arguments.below("experts", down.sym_size(0), kStoredLimit);
 }
 

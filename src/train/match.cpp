@@ -19,6 +19,7 @@ struct Knob {
 };
 
 constexpr std::int64_t kStep = 32;
+constexpr double kNear = 0.05;  // what may still be called equal
 std::int64_t multiple_of_step(std::int64_t n) { return n * kStep; }
 std::int64_t square_of(std::int64_t n) { return n * n; }
 std::int64_t itself(std::int64_t n) { return n; }
@@ -103,7 +104,8 @@ Knob knob_of(const Json& model, const std::string& kind, MatchBy by) {
   if (kind == "dense") return {"intermediate_size", 1, 1 << 15, multiple_of_step};
   if (kind == "moe") {
     if (by == MatchBy::flops) return {"moe_intermediate_size", 1, 1 << 15, multiple_of_step};
-    return {"n_routed_experts", number(model, "num_experts_per_tok"), 1 << 12, itself};
+    // One more than a token takes, or nothing is chosen.
+    return {"n_routed_experts", number(model, "num_experts_per_tok") + 1, 1 << 12, itself};
   }
   const std::int64_t per_head = number(model, "num_experts_per_head");
   if (by == MatchBy::parameters) return {"num_experts", per_head, 1 << 15, square_of};
@@ -137,6 +139,7 @@ Matched match_model(const Json& reference, const Settings& settings, const std::
          where, type);
   }
   Matched out;
+  out.by = by;
   out.reference = counts_of(nn::read_model_config(reference, where), settings);
   out.model = with_feed_forward(reference, kind);
   const Knob knob = knob_of(out.model, kind, by);
@@ -170,6 +173,14 @@ std::string counts_text(const ModelCounts& counts) {
 }
 
 std::string match_text(const Matched& matched) {
+  const double share = amount(matched.found, matched.by) / amount(matched.reference, matched.by);
+  const std::string far =
+      std::abs(share - 1) <= kNear
+          ? ""
+          : fmt::format("\nwarning: not equal, {:.3g} times the reference's {}: {} {} is as near as "
+                        "that field comes; make the reference {}, or change other fields",
+                        share, matched.by == MatchBy::flops ? "FLOPs" : "parameters", matched.field,
+                        matched.value, share > 1 ? "larger" : "smaller");
   return fmt::format(
       "reference  {}\n{:<9}  {}\n           {} {}: {:.4f} of the reference's FLOPs, {:.4f} of its "
       "parameters",
@@ -177,7 +188,8 @@ std::string match_text(const Matched& matched) {
       matched.field, matched.value,
       matched.found.flops_per_token / matched.reference.flops_per_token,
       static_cast<double>(matched.found.parameters) /
-          static_cast<double>(matched.reference.parameters));
+          static_cast<double>(matched.reference.parameters)) +
+         far;
 }
 
 }  // namespace subspace::train

@@ -17,6 +17,7 @@ struct Matched {
   Json model;         ///< without `train`
   std::string field;  ///< that was chosen
   std::int64_t value = 0;
+  MatchBy by = MatchBy::flops;
   ModelCounts reference, found;
 };
 
@@ -38,7 +39,8 @@ struct Matched {
 Matched match_model(const Json& reference, const Settings& settings, const std::string& kind,
                     MatchBy by, const std::string& where);
 
-/// Both models' names, parameters, FLOPs a token, and the ratios; several lines.
+/// Both models' names, parameters, FLOPs a token, and the ratios; several lines, the last of them a
+/// warning where they are more than a twentieth apart.
 std::string match_text(const Matched& matched);
 /// "743979008 parameters (744 M), 2451.7 MFLOP a token".
 std::string counts_text(const ModelCounts& counts);

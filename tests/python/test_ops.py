@@ -466,17 +466,21 @@ def test_compile_equals_eager(name, backend, device):
     module = layer(name, device).train()
     x = normal(2, 9, module.dim, device=device)
     torch._dynamo.reset()
-    results = []
+    results, estimates, state = [], [], copy.deepcopy(module.state_dict())
     for run in (module, torch.compile(module, fullgraph=True, backend=backend)):
         module.zero_grad()
         y = run(x)
         (grad,) = torch.autograd.grad(y.square().sum(), x, retain_graph=True)
         y.square().sum().backward()
         results.append([y, grad] + [p.grad.clone() for p in module.parameters()])
+        estimates.append([b.clone() for b in module.buffers()])
+        module.load_state_dict(state)
     for got, want in zip(results[1], results[0]):
         # 1e-6 of the largest: a bias before a batch norm has a gradient of nothing but rounding.
         scale = max(want.abs().max().item(), results[0][1].abs().max().item())
         assert not (got - want).abs().max() > 2e-5 * scale
+    for got, want in zip(*estimates):
+        assert torch.allclose(got.float(), want.float(), atol=1e-6)
 
 
 @on_devices
@@ -504,6 +508,67 @@ def test_autocast(name, device):
 
 @on_devices
 @on_layers
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16], ids=["bf16", "f16"])
+def test_autocast_of_either_type_trains(low, name, device):
+    """float16 is CUDA's default: what the kernels do not have goes in float32."""
+    module = layer(name, device)
+    x = normal(5, 9, module.dim, device=device)
+    with torch.autocast(device, low):
+        y = module(x)
+    y.float().square().sum().backward()
+    exact = layer(name, device)
+    scale = exact(x).abs().max()
+    assert (y.float() - exact(x)).abs().mean() < 0.2 * scale
+    assert all(p.grad.isfinite().all() for p in module.parameters())
+
+
+@pytest.mark.parametrize("change", ["synchronised", "hook", "cumulative", "no estimates"])
+def test_another_norm_than_the_plain_one_is_used_as_it_is(change):
+    module = layer("Ethos")
+    router, seen = module.router, []
+    if change == "synchronised":
+        module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        assert type(module.router.norm) is torch.nn.SyncBatchNorm
+        module.eval()  # in training it wants a group of GPUs
+    elif change == "hook":
+        router.norm.register_forward_hook(lambda *_: seen.append(1))
+    elif change == "cumulative":
+        router.norm.momentum = None
+    else:
+        router.norm = torch.nn.BatchNorm1d(router.norm.num_features, track_running_stats=False)
+    oracle = copy.deepcopy(module.router.norm)
+    queries = normal(9, oracle.num_features).detach()
+    first, second = module.router.halves(queries)
+    got = torch.stack((first, second), 2).flatten(1)
+    assert len(seen) == (change == "hook")
+    assert torch.allclose(got, oracle(queries), atol=2e-6)
+
+
+@on_devices
+@pytest.mark.filterwarnings("ignore:Input #:UserWarning")
+def test_gradcheck(device):
+    """PyTorch's own check by differences, in the float32 that the kernels have: large steps, and one
+    unit's error of the sums over a step. float64 is checked against the equations above."""
+    loose = {"eps": 3e-2, "atol": 3e-3, "rtol": 2e-2, "nondet_tol": 0.0}
+    sizes = {"tokens": 3, "selections": 4, "experts": 6}
+    xp, scores, index, z, w1 = experts_arguments(device, torch.float32, d_l=3, d_h=32, **sizes)
+    small = [t.detach() * 0.5 for t in (xp, scores, z, w1)]
+    small = [t.requires_grad_() for t in small]
+    assert torch.autograd.gradcheck(
+        lambda a, b, c, d: ops.ethos_experts(a, b, index, c, d), small, **loose)  # fmt: skip
+    x, scores, index, down, up = stored_arguments(device, torch.float32, d=32, **sizes)
+    assert torch.autograd.gradcheck(
+        lambda a, b, c, d: ops.stored_experts(a, b, index, c, d), (x, scores, down, up), **loose)  # fmt: skip
+    x, weight, bias, *rest = norm_arguments(device, torch.float32, tokens=7, heads=1, half=3)
+
+    def norm(a, b, c):
+        return ops.batch_norm_halves(a, b, c, *ops.column_moments(a.detach()), *rest[2:])
+
+    assert torch.autograd.gradcheck(norm, (x, weight, bias), **loose)
+
+
+@on_devices
+@on_layers
 def test_trains(name, device):
     module = layer(name, device)
     teacher = torch.nn.Linear(module.dim, module.dim).to(device)
@@ -521,8 +586,9 @@ def test_trains(name, device):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @on_layers
-def test_cuda_graph(name):
-    module = layer(name, "cuda").eval()
+@pytest.mark.parametrize("training", [False, True])
+def test_cuda_graph(training, name):
+    module = layer(name, "cuda").train(training)
     x = normal(64, module.dim, device="cuda")
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -538,12 +604,16 @@ def test_cuda_graph(name):
         y.sum().backward()
     with torch.no_grad():
         x.copy_(normal(64, module.dim, seed=77))
+    before = copy.deepcopy(module)
     graph.replay()
     recorded = [y.clone(), x.grad.clone()]
     x2 = x.detach().clone().requires_grad_()
-    plain = module(x2)
+    plain = before(x2)
     plain.sum().backward()
     assert torch.equal(recorded[0], plain) and torch.equal(recorded[1], x2.grad)
+    # Training moves the running estimates, replayed or not.
+    for got, want in zip(module.buffers(), before.buffers()):
+        assert torch.equal(got, want)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -635,6 +705,28 @@ NORM_WRONG = {
 }
 
 
+def test_wrong_arguments_of_the_layer():
+    x, scores, index, z, w1, w_u, w_v, heads = layer_arguments("cpu", torch.float32)
+    for name, wrong in (("w_u", (w_u.double(), w_v)), ("w_v", (w_u, w_v.bfloat16()))):
+        with pytest.raises(TypeError, match=f"ethos_layer: {name} is .* and x is Float; expected the same"):
+            ops.ethos_layer(x, scores, index, z, w1, *wrong, heads)
+    with pytest.raises(TypeError, match="x is Double; expected Float or BFloat16"):
+        ops.ethos_layer(x.double(), scores, index, z, w1, w_u, w_v, heads)
+    with pytest.raises(ValueError, match="ethos_layer: w_v is on meta and x on cpu"):
+        ops.ethos_layer(x, scores, index, z, w1, w_u, w_v.detach().to("meta"), heads)
+
+
+@pytest.mark.parametrize("name, table", [("experts", 3), ("stored", 3)])
+def test_no_experts_but_selections_of_them(name, table):
+    operator, _, make, _ = CASES[name]
+    arguments = list(make("cpu", torch.float32))
+    arguments[table] = arguments[table][:0]
+    if name == "stored":
+        arguments[4] = arguments[4][:0]
+    with pytest.raises(ValueError, match="there are no experts, and 444 selections of them"):
+        operator(*arguments)
+
+
 @pytest.mark.parametrize("what", NORM_WRONG)
 def test_wrong_norms(what):
     apply, error, message = NORM_WRONG[what]
@@ -679,10 +771,19 @@ def test_wrong_modules():
         nn.PEER(64, experts=144, k=13)
     with pytest.raises(ValueError, match="hidden_dim is 100"):
         nn.Ethos(64, experts=144, hidden_dim=100, k=4)
-    with pytest.raises(ValueError, match="latent_range is 0; expected more than 0"):
+    with pytest.raises(ValueError, match="latent_range is 0; expected a number above 0"):
         nn.Ethos(64, experts=144, hidden_dim=64, k=4, latent_range=0)
     with pytest.raises(ValueError, match=r"shape \[2, 65\]; expected \[..., 64\]"):
         layer("PEER")(torch.zeros(2, 65))
+    for wrong in ({"experts": -4}, {"experts": 0}, {"heads": 0}, {"heads": -1}, {"k": 2.0}, {"latent_dim": 0}):
+        arguments = {"dim": 64, "experts": 144, "hidden_dim": 64, "k": 4, **wrong}
+        (name,) = wrong
+        with pytest.raises(ValueError, match=f"{name} is .*; expected a whole number from 1"):
+            nn.Ethos(**arguments)
+    with pytest.raises(ValueError, match="expected up to 1073741824, 32768 keys a side"):
+        nn.Ethos(64, experts=32769**2)
+    with pytest.raises(ValueError, match="65 times k 64 are 4160 experts a token; expected up to 4096"):
+        nn.PEER(64, experts=128**2, heads=65, k=64)
 
 
 def in_new_process(code, **environment):

@@ -5,7 +5,7 @@ const BETWEEN = {
   length: { name: "length", axis: "length, parts of the ends'", keys: ["length"] },
   response: { name: "response to real tokens", axis: "distance from the blend, parts of that between the ends", keys: ["response"] },
 };
-const PAIRS = { nearest: "an expert and its nearest", drawn: "two drawn at random" };
+const PAIRS = { nearest: "an expert and its nearest", drawn: "two experts drawn at random" };
 
 function drawBetween() {
   if (!has("interpolation")) return;
@@ -35,7 +35,7 @@ function drawBetween() {
       const ends = (kind) => of(kind).filter((pair) => pair.midpoint.end).length;
       return { data, layout: baseLayout(theme, { height: 420, xaxis: axis(theme, "way from the first expert to the second", { tickformat: ".0%" }), yaxis: axis(theme, title, m.measure === "cosine" ? {} : { rangemode: "tozero" }) }),
         label: `${name} between pairs of experts, layer ${m.layer}`,
-        readout: [el("strong", {}, `Layer ${m.layer}, half way: `), kinds.map((kind) => `${PAIRS[kind]}: ${keys.map((key) => number(meanAt(kind, key)[(m.found.t.length - 1) / 2], 3)).join(" and ")}; the nearest real expert is one of the two in ${ends(kind)} of ${of(kind).length} pairs`).join(". "), "."] };
+        readout: [el("strong", {}, `Layer ${m.layer}, half way: `), kinds.map((kind) => `${PAIRS[kind][0].toUpperCase()}${PAIRS[kind].slice(1)}: ${keys.map((key) => number(meanAt(kind, key)[(m.found.t.length - 1) / 2], 3)).join(" and ")}; the nearest real expert is one of the two in ${ends(kind)} of ${of(kind).length} pairs`).join(". "), "."] };
     },
     csv: (f, m) => [["layer", "kind", "a", "b", "t", "to_a", "to_b", "length", "departure", "response"], ...m.found.pairs.flatMap((pair) => m.found.t.map((t, i) =>
       [m.layer, pair.kind, pair.a, pair.b, t, pair.to_a[i], pair.to_b[i], pair.length[i], pair.departure[i], pair.response?.[i]]))],

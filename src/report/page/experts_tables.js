@@ -18,7 +18,7 @@ function summaryTexts() {
   if (has("tokens")) out.push(`The token alone tells ${rangeText(LAYERS.map((layer) => layer.tokens.information - layer.tokens.chance), (v) => number(v, 3))} nats of which expert is chosen, beyond chance.`);
   if (has("clusters")) {
     const gaps = LAYERS.map((layer) => layer.clusters.explained.at(-1) - layer.clusters.chance.at(-1)).filter((gap) => !missing(gap));
-    if (gaps.length) out.push(`${LAYERS[0].clusters.clusters.at(-1)} groups explain ${rangeText(gaps, (v) => number(100 * v, 2))} points more of the spread of experts than they would of one cloud${Math.max(...gaps) < 0.02 ? ": there are no groups to speak of" : ""}.`);
+    if (gaps.length) out.push(`${LAYERS[0].clusters.clusters.at(-1)} groups explain ${rangeText(gaps.map(Math.abs), (v) => number(100 * v, 2))} points ${Math.max(...gaps) <= 0 ? "less" : Math.min(...gaps) >= 0 ? "more" : "more or less"} of the spread of experts than they would of one cloud${Math.max(...gaps) < 0.02 ? ": there are no groups to speak of" : ""}.`);
   }
   for (const { what, why } of DATA.absent) out.push(`No ${what}: ${why}.`);
   return out;
@@ -36,7 +36,7 @@ const COLUMNS = [
   ["used", (one) => one.usage?.all.used, percent], ["used by chance", (one) => one.usage?.all.chance.used, percent],
   ["KL to uniform", (one) => one.usage?.all.kl_uniform, (v) => number(v, 3)], ["most used 1 %", (one) => one.usage?.all.top_percent, percent],
   ["token's information", (one) => one.tokens?.information, (v) => number(v, 3)], ["by chance", (one) => one.tokens?.chance, (v) => number(v, 3)],
-  ["entropy rank of the table", (one) => (one.maps?.["TABLE-MEAN"] ?? one.maps?.DOWN)?.stack.entropy_rank, (v) => number(v, 4)],
+  ["entropy rank of the table", (one) => (one.maps?.TABLE ?? one.maps?.DOWN)?.stack.entropy_rank, (v) => number(v, 4)],
   ["nearest cosine", (one) => one.neighbours?.cosines[2], (v) => number(v, 3)], ["at random", (one) => one.neighbours?.chance[2], (v) => number(v, 3)],
   ["nearest that share a key", (one) => one.neighbours?.shared_key, percent], ["half way off the line", (one) => middleOf(one, "drawn", "departure"), (v) => number(v, 3)],
 ].map(([name, of, text]) => ({ name, of: (one) => of(one) ?? NaN, text }));
