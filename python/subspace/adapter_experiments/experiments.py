@@ -219,7 +219,7 @@ def variants(lab, tasks):
 
 
 def fused(lab, tasks):
-    """One A for q, k and v, as an adapter on a fused matrix has; r 6 has as many numbers as r 4 split."""
+    """One A for q, k and v, as an adapter on a fused matrix has; r 6 has more numbers than split r 4."""
     rows = []
     for t in tasks:
         for arm, r in (("split", 4), ("fused", 4), ("fused", 6)):
