@@ -8,7 +8,7 @@
     stored_experts(x, scores, index, down, up) -> y
 
 docs/ethos.md says what each computes and promises. The library is $SUBSPACE_OPS if that is set,
-or else what `./run build` made in this checkout, or an installed one.
+or else what `./run build` (or `./run python`) made in this checkout, or one beside this file.
 """
 
 import os
@@ -24,11 +24,7 @@ def candidates():
     """Where the library may be; with CUDA first where PyTorch has it."""
     root = HERE.parents[1]
     builds = ["cuda", "release"] if torch.cuda.is_available() else ["release", "cuda"]
-    return [root / "build" / build / "lib" / NAME for build in builds] + [
-        HERE / NAME,
-        HERE.parents[1] / "lib" / "subspace" / NAME,
-        HERE.parents[1] / NAME,
-    ]
+    return [*(root / "build" / build / "lib" / NAME for build in builds), HERE / NAME]
 
 
 def library():
