@@ -172,7 +172,8 @@ void Checkpoint::read(const std::string& name, void* to, int threads) const {
 void Checkpoint::fail_nonfinite(const std::string& name, std::int64_t index, double value) const {
   const std::int64_t cols = matrix_shape(info(name)).cols;
   fail(ErrorCode::NotFinite,
-       "{}: tensor '{}' holds {} at [{}, {}]; expected finite weights. spectra --mark-nonfinite leaves the "
+       "{}: tensor '{}' holds {} at [{}, {}]; expected finite weights. spectra --mark-nonfinite "
+       "leaves the "
        "head out",
        shard_of(name), name, value, index / cols, index % cols);
 }

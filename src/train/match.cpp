@@ -177,18 +177,20 @@ std::string match_text(const Matched& matched) {
   const std::string far =
       std::abs(share - 1) <= kNear
           ? ""
-          : fmt::format("\nwarning: not equal, {:.3g} times the reference's {}: {} {} is as near as "
-                        "that field comes; make the reference {}, or change other fields",
-                        share, matched.by == MatchBy::flops ? "FLOPs" : "parameters", matched.field,
-                        matched.value, share > 1 ? "larger" : "smaller");
+          : fmt::format(
+                "\nwarning: not equal, {:.3g} times the reference's {}: {} {} is as near as "
+                "that field comes; make the reference {}, or change other fields",
+                share, matched.by == MatchBy::flops ? "FLOPs" : "parameters", matched.field,
+                matched.value, share > 1 ? "larger" : "smaller");
   return fmt::format(
-      "reference  {}\n{:<9}  {}\n           {} {}: {:.4f} of the reference's FLOPs, {:.4f} of its "
-      "parameters",
-      counts_text(matched.reference), feed_forward_kind(matched.model), counts_text(matched.found),
-      matched.field, matched.value,
-      matched.found.flops_per_token / matched.reference.flops_per_token,
-      static_cast<double>(matched.found.parameters) /
-          static_cast<double>(matched.reference.parameters)) +
+             "reference  {}\n{:<9}  {}\n           {} {}: {:.4f} of the reference's FLOPs, {:.4f} "
+             "of its "
+             "parameters",
+             counts_text(matched.reference), feed_forward_kind(matched.model),
+             counts_text(matched.found), matched.field, matched.value,
+             matched.found.flops_per_token / matched.reference.flops_per_token,
+             static_cast<double>(matched.found.parameters) /
+                 static_cast<double>(matched.reference.parameters)) +
          far;
 }
 

@@ -113,8 +113,7 @@ TEST_P(Fused, AttendsByKernels) {
   const ModelConfig config = read_model_config(GetParam().config(), GetParam().name);
   const at::Tensor x = at::zeros({1, 9, config.width});
   PassContext pass;
-  pass.rotary =
-      RotaryTable(config.attention.rotary, 9, x.options()).at_positions(9, at::Tensor());
+  pass.rotary = RotaryTable(config.attention.rotary, 9, x.options()).at_positions(9, at::Tensor());
   EXPECT_TRUE(attention_fits(config.attention, pass, x));
 }
 
