@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "attention/layer.h"
+#include "kernels/turned_grams.h"
 
 namespace subspace {
 
@@ -19,42 +20,32 @@ namespace subspace {
 /// theta_g)); a block of a plane and an unrotated coordinate turns by theta_f, one of two unrotated
 /// ones stays. So an inner product is a sum of k^2 cosines and sines, the same for all heads, and
 /// its mean over any set of offsets is the inner product with every cosine and sine replaced by its
-/// mean.
+/// mean. kernels::turned_grams does the sums.
 class Offsets {
  public:
-  /// For heads of width k and a list of offsets, query position - key position. A rotary of layout
-  /// none turns nothing: every offset is 0. O(k^2 offsets) time and memory.
-  Offsets(const Rotary& rotary, std::int64_t k, std::vector<std::int64_t> offsets,
-          const at::Device& device);
+  /// For heads of width k: means over the offsets of `window`, and what is at each of `curve`,
+  /// query position - key position. A rotary of layout none turns nothing: every offset is 0.
+  /// Cosines of sums and differences are products of planes' own: planes^2 (window + curve)
+  /// operations, k^2 curve numbers.
+  Offsets(const Rotary& rotary, std::int64_t k, const std::vector<std::int64_t>& window,
+          const std::vector<std::int64_t>& curve);
 
-  const std::vector<std::int64_t>& list() const { return offsets_; }
-  std::int64_t planes() const { return planes_; }
+  /// Coordinates in the order that the tables are in; empty: as they stand.
+  const std::vector<std::int64_t>& order() const { return order_; }
+  /// x with its columns in that order.
+  at::Tensor ordered(const at::Tensor& x) const;
 
-  /// Gram matrices [.., k, k] as vectors [.., k^2] such that <vectors(G), vectors(G')> is the sum
-  /// of G o G'.
-  at::Tensor vectors(const at::Tensor& gram) const;
-
-  /// vectors(mean over the offsets of R G R^T) from vectors(G).
-  at::Tensor mean_rotated(const at::Tensor& vectors) const;
-
-  /// sum of G_X o (R(delta) G_Y R(delta)^T) at each offset, from the vectors of both: [..,
-  /// offsets].
-  at::Tensor at_each(const at::Tensor& x, const at::Tensor& y) const;
-
-  /// Its mean over all offsets there are, 1/2 sum_f |X_f|^2 |Y_f|^2, plane by plane, and last what
-  /// the unrotated coordinates give: [.., planes + 1].
-  at::Tensor by_frequency(const at::Tensor& x, const at::Tensor& y) const;
+  kernels::TurnTables tables() const;
 
  private:
-  /// How many numbers of a vector turn, as pairs of a real and an imaginary part.
-  std::int64_t complex_count() const { return 2 * planes_ * planes_ + 2 * planes_ * rest_; }
+  using Numbers = std::vector<double>;
+  struct Planes;
+  void fill(const Planes& of, double* cosines, double* sines) const;
 
-  std::int64_t planes_ = 0, rest_ = 0;
-  double scale_ = 1;
-  std::vector<std::int64_t> offsets_;
-  at::Tensor first_, second_, others_;  // coordinates of the planes' two sides; unrotated ones
-  at::Tensor cos_, sin_;                // [complex_count, offsets], YaRN's factor included
-  at::Tensor mean_cos_, mean_sin_;      // [complex_count]
+  std::int64_t planes_ = 0, rest_ = 0, curve_ = 0;
+  double scale_ = 1;  ///< YaRN's factor squared: one on each side
+  std::vector<std::int64_t> order_;
+  Numbers cos_, sin_, mean_cos_, mean_sin_;
 };
 
 }  // namespace subspace

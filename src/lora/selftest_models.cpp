@@ -45,6 +45,42 @@ double rotary_logits(Draw& draw) {
   return worst;
 }
 
+/// Of two Gram matrices [1, k, k]: their turned inner product's mean over a list of offsets, at
+/// each of them, and by planes.
+struct TurnedInner {
+  at::Tensor mean, each, planes;
+};
+
+TurnedInner turned_inner(const Rotary& rotary, const std::vector<std::int64_t>& list,
+                         const at::Tensor& left, const at::Tensor& right) {
+  const std::int64_t k = left.size(2);
+  const Offsets offsets(rotary, k, list, list);
+  const auto rows = [&](const at::Tensor& gram, at::Tensor& kept) {
+    kept = offsets.ordered(offsets.ordered(gram[0]).t()).t().contiguous();
+    return kernels::GramRows{.c = kept.const_data_ptr<double>(), .c_row = k};
+  };
+  at::Tensor x, y;
+  const kernels::GramRows l = rows(left, x), r = rows(right, y);
+  const kernels::TurnTables tables = offsets.tables();
+  const double once[] = {1};
+  const TurnedInner out{at::zeros({}, at::kDouble), at::zeros({tables.offsets, 2}, at::kDouble),
+                        at::zeros({tables.planes + 1}, at::kDouble)};
+  std::vector<double> scratch;
+  kernels::turned_grams({.left = &l,
+                         .lefts = 1,
+                         .right = &r,
+                         .rights = 1,
+                         .tables = tables,
+                         .mean = out.mean.data_ptr<double>(),
+                         .left_mix = once,
+                         .right_mix = once,
+                         .mixes = 1,
+                         .each = out.each.data_ptr<double>(),
+                         .planes = out.planes.data_ptr<double>()},
+                        scratch);
+  return {out.mean, out.each.select(1, 0), out.planes};
+}
+
 /// Means over offsets, curves and shares of frequencies against matrices formed at each offset.
 double rotary_energies(Draw& draw) {
   const std::int64_t k = 2 * draw.whole(2, 5), d = 20;
@@ -52,7 +88,6 @@ double rotary_energies(Draw& draw) {
   const at::Tensor x = draw.normal({1, d, k}), y = draw.normal({1, d, k});
   const at::Tensor z = draw.normal({1, d, k}), w = draw.normal({1, d, k});
   const std::vector<std::int64_t> list = {0, 1, 2, 5, 11};
-  const Offsets offsets(rotary, k, list, at::kCPU);
   std::vector<double> each;
   for (const std::int64_t delta : list) {
     const auto at = static_cast<double>(delta);
@@ -61,21 +96,16 @@ double rotary_energies(Draw& draw) {
     each.push_back((one * two).sum().item<double>());
   }
   const at::Tensor expected = at::tensor(each, at::kDouble);
-  const at::Tensor left = offsets.vectors(gram(x, z)), right = offsets.vectors(gram(y, w));
-  const at::Tensor mean = (left * offsets.mean_rotated(right)).sum(-1);
+  const TurnedInner crossed = turned_inner(rotary, list, gram(x, z), gram(y, w));
   // Inner products of random matrices nearly cancel; the scale is that of their sizes.
   const double scale = (x.norm() * y.norm() * z.norm() * w.norm()).item<double>();
   const auto error = [&](const at::Tensor& a, const at::Tensor& b) {
     return largest(a - b) / scale;
   };
-  double worst = error(offsets.at_each(left, right)[0], expected);
-  worst = std::max(worst, error(mean[0], expected.mean()));
-  worst = std::max(worst, std::abs((left * left).sum().item<double>() -
-                                   gram(x, z).square().sum().item<double>()) /
-                              scale);
+  double worst = error(crossed.each, expected);
+  worst = std::max(worst, error(crossed.mean, expected.mean()));
 
-  const at::Tensor own =
-      offsets.by_frequency(offsets.vectors(gram(x, x)), offsets.vectors(gram(y, y)))[0];
+  const at::Tensor own = turned_inner(rotary, list, gram(x, x), gram(y, y)).planes;
   const double turns = rotary.scale * rotary.scale * rotary.scale * rotary.scale;
   for (std::int64_t f = 0; f < rotary.dims / 2; ++f) {
     const bool half = rotary.layout == Rotary::Layout::half;
