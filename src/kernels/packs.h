@@ -13,9 +13,13 @@ namespace {
 using Pack = double __attribute__((vector_size(32)));
 constexpr std::int64_t kPack = 4;
 
+/// The same wherever it lies. Copied by memcpy, some compilers move it in halves, and what is then
+/// read as a whole waits for both to be in memory.
+using LoosePack = double __attribute__((vector_size(32), aligned(8), may_alias));
+
 // Through references, since how a Pack is passed by value depends on the instruction set.
-inline void load(Pack& x, const double* from) { std::memcpy(&x, from, sizeof x); }
-inline void store(double* to, const Pack& x) { std::memcpy(to, &x, sizeof x); }
+inline void load(Pack& x, const double* from) { x = *reinterpret_cast<const LoosePack*>(from); }
+inline void store(double* to, const Pack& x) { *reinterpret_cast<LoosePack*>(to) = x; }
 inline double sum_of(const Pack& x) { return (x[0] + x[1]) + (x[2] + x[3]); }
 
 inline std::int64_t whole_packs(std::int64_t n) { return (n + kPack - 1) / kPack * kPack; }

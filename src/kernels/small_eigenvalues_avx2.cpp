@@ -2,6 +2,6 @@
 
 namespace subspace::kernels {
 
-EigenSteps eigen_steps_avx2() { return {hessenberg, francis_sweep}; }
+EigenSteps eigen_steps_avx2() { return {hessenberg, francis_sweeps}; }
 
 }  // namespace subspace::kernels

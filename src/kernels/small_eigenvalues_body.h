@@ -6,6 +6,9 @@
 namespace subspace::kernels {
 namespace {
 
+/// One truth for each matrix.
+using Lanes = std::int64_t __attribute__((vector_size(32)));
+
 /// y_i = row_i . v and z += v_i row_i for rows `first` .. + kRows.
 template <int kRows>
 inline void both_products(const Hessenberg& p, std::int64_t first, std::int64_t begin,
@@ -78,105 +81,127 @@ inline void hessenberg(const Hessenberg& p) {
   }
 }
 
-/// I - tau (1, v, w)^T (1, v, w)
+/// I - tau (1, v, w)^T (1, v, w) of each matrix.
 struct Three {
-  double tau, v, w;
+  Pack tau, v, w;
 };
 
+/// Reflections whose windows are left before what is beyond them follows.
 constexpr std::int64_t kSteps = 12;
 
-/// Reflections of columns first .., one column further each, on four rows at once.
-inline void four_rows(const FrancisSweep& p, std::int64_t row, std::int64_t first,
-                      const Three* turns, std::int64_t count) {
-  const std::int64_t begin = first / kPack * kPack, columns = first - begin + count + 2;
-  Pack x[kSteps + 2 * kPack + 2];
-  double* at = p.h + row * p.width + begin;
-  for (std::int64_t j = 0; j < columns; j += kPack) {
-    for (int r = 0; r < 4; ++r) load(x[j + r], at + r * p.width + j);
-    transpose(x + j);
+/// `count` reflections, each of three elements `step` apart and one element further than the one
+/// before, on kLines lines that are `apart`: what they share stays in registers.
+template <int kLines>
+inline void turn_lines(const Three* turns, std::int64_t count, double* at, std::int64_t step,
+                       std::int64_t apart) {
+  Pack x[kLines], y[kLines], z[kLines];
+#pragma GCC unroll 4
+  for (int i = 0; i < kLines; ++i) {
+    load(x[i], at + i * apart);
+    load(y[i], at + i * apart + step);
   }
-  Pack* own = x + (first - begin);
-  for (std::int64_t t = 0; t < count; ++t) {
-    const Pack s = turns[t].tau * (own[t] + turns[t].v * own[t + 1] + turns[t].w * own[t + 2]);
-    own[t] -= s;
-    own[t + 1] -= turns[t].v * s;
-    own[t + 2] -= turns[t].w * s;
+  for (std::int64_t t = 0; t < count; ++t, at += step) {
+    const Pack tau = turns[t].tau, v = turns[t].v, w = turns[t].w;
+#pragma GCC unroll 4
+    for (int i = 0; i < kLines; ++i) {
+      load(z[i], at + i * apart + 2 * step);
+      const Pack s = tau * (x[i] + v * y[i] + w * z[i]);
+      x[i] -= s;
+      store(at + i * apart, x[i]);
+      x[i] = y[i] - v * s;
+      y[i] = z[i] - w * s;
+    }
   }
-  for (std::int64_t j = 0; j < columns; j += kPack) {
-    transpose(x + j);
-    for (int r = 0; r < 4; ++r) store(at + r * p.width + j, x[j + r]);
+#pragma GCC unroll 4
+  for (int i = 0; i < kLines; ++i) {
+    store(at + i * apart, x[i]);
+    store(at + i * apart + step, y[i]);
   }
 }
 
-inline void one_row(double* at, const Three& turn) {
-  const double s = turn.tau * (at[0] + turn.v * at[1] + turn.w * at[2]);
-  at[0] -= s;
-  at[1] -= turn.v * s;
-  at[2] -= turn.w * s;
+inline void turn_all_lines(const Three* turns, std::int64_t count, double* at, std::int64_t step,
+                           std::int64_t apart, std::int64_t lines) {
+  std::int64_t i = 0;
+  for (; i + 4 <= lines; i += 4) turn_lines<4>(turns, count, at + i * apart, step, apart);
+  for (; i < lines; ++i) turn_lines<1>(turns, count, at + i * apart, step, apart);
 }
 
-inline void francis_sweep(const FrancisSweep& p) {
+inline void absolute(Pack& x) { x = x < 0 ? -x : x; }
+
+/// The reflection that takes x, y, z to beta, 0, 0, in matrices where `on`; else none.
+inline void make_turn(const Lanes& on, const Pack& x, const Pack& y, const Pack& z, Three& turn,
+                      Pack& beta) {
+  Pack sizes[3] = {x, y, z};
+  for (Pack& size : sizes) absolute(size);
+  const Pack one = Pack{} + 1, size = sizes[0] + sizes[1] + sizes[2];
+  const Lanes there = on & (size > 0);
+  const Pack inverse = one / (there ? size : one);
+  const Pack a = x * inverse, b = y * inverse, c = z * inverse;
+  Pack length = a * a + b * b + c * c;
+  length = there ? length : one;
+  for (int l = 0; l < kPack; ++l) length[l] = __builtin_sqrt(length[l]);
+  const Pack short_beta = a < 0 ? length : -length;
+  const Pack below = one / (a - short_beta);
+  const Pack zero = {};
+  turn.tau = there ? (short_beta - a) / short_beta : zero;
+  turn.v = there ? b * below : zero;
+  turn.w = there ? c * below : zero;
+  beta = there ? short_beta * size : zero;
+}
+
+inline void francis_sweeps(const FrancisSweeps& p) {
   Three turns[kSteps];
-  double x = p.x, y = p.y, z = p.z;
-  for (std::int64_t block = p.low; block < p.high; block += kSteps) {
-    const std::int64_t end = block + kSteps < p.high ? block + kSteps : p.high;
+  const std::int64_t row = p.width * kPack;
+  std::int64_t low = p.low[0], high = p.high[0];
+  Lanes lows, highs;
+  for (int l = 0; l < kPack; ++l) {
+    low = p.low[l] < low ? p.low[l] : low;
+    high = p.high[l] > high ? p.high[l] : high;
+    lows[l] = p.low[l], highs[l] = p.high[l];
+  }
+  const Pack zero = {};
+  Pack x, y, z, beta, first[3];
+  for (int i = 0; i < 3; ++i) load(first[i], p.first + i * kPack);
+  for (std::int64_t block = low; block < high; block += kSteps) {
+    const std::int64_t end = block + kSteps < high ? block + kSteps : high;
+    // The first column that no reflection of this block from the right reaches.
+    const std::int64_t columns = end + 2;
     for (std::int64_t k = block; k < end; ++k) {
-      // The last one is of two rows: a third, which is beyond, has weight zero.
-      const bool two = k + 2 > p.high;
-      double* rows = p.h + k * p.width;
-      if (k > p.low) {
-        x = rows[k - 1], y = rows[p.width + k - 1];
-        z = two ? 0 : rows[2 * p.width + k - 1];
+      double* own = p.h + k * row + k * kPack;
+      const Lanes here = Lanes{} + k;
+      const Lanes begins = here == lows, on = (here >= lows) & (here < highs);
+      x = first[0], y = first[1], z = first[2];
+      if (k > low) {
+        double* before = own - kPack;
+        Pack a, b, c;
+        load(a, before);
+        load(b, before + row);
+        load(c, before + 2 * row);
+        x = begins ? x : a, y = begins ? y : b, z = begins ? z : c;
+        // The last one is of two rows: a third, which is beyond, has weight zero.
+        z = here + 2 > highs ? zero : z;
+        Three& turn = turns[k - block];
+        make_turn(on, x, y, z, turn, beta);
+        const Lanes inside = on & ~begins;
+        // Where all is zero already, nothing is reflected.
+        store(before, inside ? beta : a);
+        store(before + row, inside ? zero : b);
+        store(before + 2 * row, (inside & (here + 2 <= highs)) ? zero : c);
+      } else {
+        z = here + 2 > highs ? zero : z;
+        make_turn(on, x, y, z, turns[k - block], beta);
       }
-      if (two) z = 0;
-      Three& turn = turns[k - block];
-      const double size = __builtin_fabs(x) + __builtin_fabs(y) + __builtin_fabs(z);
-      if (size == 0) {
-        turn = {0, 0, 0};
-        continue;
-      }
-      const double a = x / size, b = y / size, c = z / size;
-      const double beta = -__builtin_copysign(__builtin_sqrt(a * a + b * b + c * c), a);
-      const double inverse = 1 / (a - beta);
-      turn = {(beta - a) / beta, b * inverse, c * inverse};
-      if (k > p.low) {
-        rows[k - 1] = beta * size;
-        rows[p.width + k - 1] = 0;
-        if (!two) rows[2 * p.width + k - 1] = 0;
-      }
-      double* third = two ? rows + p.width : rows + 2 * p.width;
-      Pack r0, r1, r2, s;
-      std::int64_t j = k;
-      for (; j % kPack != 0 && j <= p.high; ++j) {
-        const double t =
-            turn.tau * (rows[j] + turn.v * rows[p.width + j] + (two ? 0 : turn.w * third[j]));
-        rows[j] -= t;
-        rows[p.width + j] -= turn.v * t;
-        if (!two) third[j] -= turn.w * t;
-      }
-      // Whole packs, beyond `high` too: what stands there is of no more use.
-      for (; j <= p.high; j += kPack) {
-        load(r0, rows + j);
-        load(r1, rows + p.width + j);
-        if (two) {
-          s = turn.tau * (r0 + turn.v * r1);
-        } else {
-          load(r2, third + j);
-          s = turn.tau * (r0 + turn.v * r1 + turn.w * r2);
-          store(third + j, r2 - turn.w * s);
-        }
-        store(rows + j, r0 - s);
-        store(rows + p.width + j, r1 - turn.v * s);
-      }
-      const std::int64_t last = k + 3 < p.high ? k + 3 : p.high;
-      for (std::int64_t i = block; i <= last; ++i) one_row(p.h + i * p.width + k, turn);
+      const Three& turn = turns[k - block];
+      turn_all_lines(&turn, 1, own, row, kPack, columns - k);
+      const std::int64_t to = k + 3 < high ? k + 3 : high;
+      turn_all_lines(&turn, 1, p.h + block * row + k * kPack, kPack, row, to - block + 1);
     }
-    // Rows above are touched by no later reflection from the left.
-    std::int64_t i = p.low;
-    for (; i + 4 <= block; i += 4) four_rows(p, i, block, turns, end - block);
-    for (; i < block; ++i) {
-      for (std::int64_t k = block; k < end; ++k) one_row(p.h + i * p.width + k, turns[k - block]);
+    // Beyond the window each line takes all of the block's reflections at once.
+    if (columns <= high) {
+      turn_all_lines(turns, end - block, p.h + block * row + columns * kPack, row, kPack,
+                     high + 1 - columns);
     }
+    turn_all_lines(turns, end - block, p.h + low * row + block * kPack, kPack, row, block - low);
   }
 }
 

@@ -11,19 +11,20 @@ struct Hessenberg {
   double* scratch = nullptr;  ///< [3 width]
 };
 
-/// One sweep of a double shift over rows and columns low .. high of a Hessenberg matrix, which
-/// alone are kept up to date; x, y, z is the first column of the shifted product.
-struct FrancisSweep {
-  double* h = nullptr;  ///< [.., width], at least 4 beyond `high`
-  std::int64_t width = 0;
-  std::int64_t low = 0, high = 0;
-  double x = 0, y = 0, z = 0;
+/// One sweep of a double shift in each of four Hessenberg matrices whose elements stand side by
+/// side: rows and columns low .. high, which alone are kept up to date; none where low > high. An
+/// element of a matrix goes through the same operations whatever the others' are.
+struct FrancisSweeps {
+  double* h = nullptr;     ///< [> n + 1, width, 4], zero beyond n
+  std::int64_t width = 0;  ///< n + 2 or more
+  std::int64_t low[4] = {}, high[4] = {};
+  double first[12] = {};  ///< [3, 4]: first column of the shifted product
 };
 
 /// Versions by instruction set.
 struct EigenSteps {
   void (*hessenberg)(const Hessenberg& p);
-  void (*sweep)(const FrancisSweep& p);
+  void (*sweep)(const FrancisSweeps& p);
 };
 EigenSteps eigen_steps_portable();
 EigenSteps eigen_steps_avx2();

@@ -4,6 +4,7 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <bit>
 #include <cmath>
@@ -345,20 +346,28 @@ void find_angles(const Circuit& still, const Cores& left, const Cores& right, Ci
 }
 
 at::Tensor eigenvalue_ratio(const at::Tensor& given) {
+  using kernels::SmallEigenvalues;
   const at::Tensor matrices = given.contiguous();
-  const std::int64_t n = matrices.size(1);
-  const at::Tensor out = at::empty({matrices.size(0)}, at::kDouble);
-  over_heads<kernels::SmallEigenvalues>(
-      matrices.size(0), [&](std::int64_t i, kernels::SmallEigenvalues& own) {
-        const double* a = matrices.const_data_ptr<double>() + i * n * n;
-        own.find(a, n, n);
-        double trace = 0, sizes = 0;
-        for (std::int64_t j = 0; j < n; ++j) {
-          const auto place = static_cast<std::size_t>(j);
-          trace += a[j * n + j];
-          sizes += std::hypot(own.real()[place], own.imaginary()[place]);
+  const std::int64_t n = matrices.size(1), count = matrices.size(0);
+  const at::Tensor out = at::empty({count}, at::kDouble);
+  const std::int64_t at_once = SmallEigenvalues::kAtOnce;
+  over_heads<SmallEigenvalues>(
+      (count + at_once - 1) / at_once, [&](std::int64_t group, SmallEigenvalues& own) {
+        const std::int64_t first = group * at_once, here = std::min(at_once, count - first);
+        std::array<const double*, SmallEigenvalues::kAtOnce> a{};
+        for (std::int64_t i = 0; i < here; ++i) {
+          a[static_cast<std::size_t>(i)] = matrices.const_data_ptr<double>() + (first + i) * n * n;
         }
-        out.data_ptr<double>()[i] = trace / sizes;
+        own.find(a.data(), here, n, n);
+        for (std::int64_t i = 0; i < here; ++i) {
+          double trace = 0, sizes = 0;
+          for (std::int64_t j = 0; j < n; ++j) {
+            const auto place = static_cast<std::size_t>(j);
+            trace += a[static_cast<std::size_t>(i)][j * n + j];
+            sizes += std::hypot(own.real(i)[place], own.imaginary(i)[place]);
+          }
+          out.data_ptr<double>()[first + i] = trace / sizes;
+        }
       });
   return out;
 }

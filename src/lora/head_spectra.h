@@ -38,7 +38,7 @@ void find_spectra(const Circuit& still, const Cores& left, const Cores& right, C
 void find_angles(const Circuit& still, const Cores& left, const Cores& right, CircuitMetrics& out);
 
 /// sum Re lambda / sum |lambda| of each matrix, [H, k, k] on the CPU -> [H], NaN where one has a
-/// NaN; one task a matrix.
+/// NaN; one task for four of them, each of which gives the same bits by itself.
 at::Tensor eigenvalue_ratio(const at::Tensor& matrices);
 
 }  // namespace subspace

@@ -281,6 +281,36 @@ TEST(SmallEigenvalues, VersionsAgreeAndOneGivesTheSameBits) {
   }
 }
 
+/// Of one size, with few sweeps and many, beside zeros and what has no eigenvalues.
+TEST(SmallEigenvalues, EachIsTheSameBitsAloneAndBesideOthers) {
+  for (const Isa isa : versions()) {
+    for (const std::int64_t n : {1, 2, 3, 5, 16, 33, 64}) {
+      std::vector<Square> all = of_size(n);
+      Square bad = random(n);
+      bad(n - 1, 0) = std::numeric_limits<double>::quiet_NaN();
+      all.insert(all.begin() + 2, bad);
+      SmallEigenvalues own(isa), alone(isa);
+      for (std::size_t first = 0; first < all.size(); first += 3) {
+        std::vector<const double*> a;
+        for (std::size_t i = first; i < std::min(first + 4, all.size()); ++i) {
+          a.push_back(all[i].data.data());
+        }
+        own.find(a.data(), static_cast<std::int64_t>(a.size()), n, n);
+        for (std::size_t i = 0; i < a.size(); ++i) {
+          const auto which = static_cast<std::int64_t>(i);
+          EXPECT_EQ(own.found(which), found(alone, all[first + i])) << all[first + i].name;
+          if (!alone.found()) {
+            for (const double x : own.real(which)) EXPECT_TRUE(std::isnan(x));
+            continue;
+          }
+          EXPECT_EQ(own.real(which), alone.real()) << all[first + i].name;
+          EXPECT_EQ(own.imaginary(which), alone.imaginary()) << all[first + i].name;
+        }
+      }
+    }
+  }
+}
+
 TEST(SmallEigenvalues, RowsMayBeApart) {
   const Square whole = random(12);
   Square part(7);
