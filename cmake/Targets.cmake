@@ -11,10 +11,10 @@ macro(subspace_sources out folder)
   # such a file must define no inline function that others share: the linker could keep its copy.
   foreach(_source IN LISTS ${out})
     if(_source MATCHES "_avx2\\.cpp$")
-      set_source_files_properties("${_source}" PROPERTIES COMPILE_OPTIONS "-mavx2;-mfma;-mf16c")
+      set_source_files_properties("${_source}" PROPERTIES COMPILE_OPTIONS "-mavx2;-mfma;-mf16c;-fno-math-errno")
     elseif(_source MATCHES "_avx512\\.cpp$")
       set_source_files_properties("${_source}" PROPERTIES COMPILE_OPTIONS
-        "-mavx2;-mfma;-mf16c;-mavx512f;-mavx512bw;-mavx512dq;-mavx512vl")
+        "-mavx2;-mfma;-mf16c;-fno-math-errno;-mavx512f;-mavx512bw;-mavx512dq;-mavx512vl")
     endif()
   endforeach()
 endmacro()

@@ -12,33 +12,6 @@
 namespace subspace {
 namespace {
 
-Cores cores_of(const Side& side, const at::Tensor& base, std::int64_t heads) {
-  Cores cores;
-  for (const Piece& piece : side.pieces) {
-    cores.pieces.push_back(for_heads(formed(piece), heads));
-  }
-  cores.base = for_heads(base, heads);
-  const std::int64_t first = std::min(side.width, side.rows);
-  const bool leading = cores.base.narrow(1, 0, first).all().item<bool>() &&
-                       !cores.base.narrow(1, first, side.rows - first).any().item<bool>();
-  cores.inside = leading ? first : Cores::kScattered;
-  return cores;
-}
-
-Circuit expanded(const Circuit& circuit) {
-  Circuit out = circuit;
-  for (Side* side : {&out.left, &out.right}) {
-    side->count = circuit.heads;
-    for (Piece& piece : side->pieces) {
-      piece.span = for_heads(piece.span, circuit.heads);
-      if (piece.coords.defined()) {
-        piece.coords = for_heads(piece.coords, circuit.heads);
-      }
-    }
-  }
-  return out;
-}
-
 /// What the spans of two random subspaces of widths p and q in d dimensions share.
 void set_null(Angles& angles, std::int64_t rank, std::int64_t base, std::int64_t rows) {
   const auto p = static_cast<double>(rank), q = static_cast<double>(base);
@@ -73,11 +46,10 @@ CircuitMetrics circuit_metrics(const CircuitProducts& products, const Frames& fr
   const std::vector<Term> terms = terms_of(circuit);
   const std::vector<std::int64_t> none;
   const Offsets offsets(circuit.rotary, k, options.window, rotary ? options.curve : none);
-  const Circuit cores = expanded(frames.circuit);
   // Spectra are those at offset 0; YaRN's factor is in them.
-  const Circuit still = at_offset(cores, 0);
-  const Cores left = cores_of(cores.left, frames.left_base, heads);
-  const Cores right = cores_of(cores.right, frames.right_base, heads);
+  const Circuit still = at_offset(frames.circuit, 0);
+  const BaseSpan left(still.left, frames.left_base, heads);
+  const BaseSpan right(still.right, frames.right_base, heads);
 
   CircuitMetrics out;
   find_sizes(frames.circuit, left, right, terms, offsets, options.frequencies, out);
@@ -99,8 +71,8 @@ CircuitMetrics circuit_metrics(const CircuitProducts& products, const Frames& fr
     set_null(angles, angles.cosines.size(1), angles.read ? base_left : base_right,
              (angles.read ? circuit.left : circuit.right).rows);
   }
-  out.rank_bound =
-      std::min({delta_factors(still).width(), 2 * k, circuit.left.rows, circuit.right.rows});
+  out.rank_bound = std::min(
+      {delta_factors(of_heads(still, 0, 1)).width(), 2 * k, circuit.left.rows, circuit.right.rows});
   if (options.eigenvalues && circuit.left.rows == circuit.right.rows) {
     const Turned matrices = turned(products);
     const at::Tensor base = eigenvalue_ratio(matrices.base);

@@ -46,17 +46,15 @@ struct Pair {
 /// One side: its pieces as columns of one matrix Z, or of those times thin coordinates.
 class SideGrams {
  public:
-  SideGrams(const Side& side, const Cores& cores, const Offsets& offsets, std::int64_t heads)
+  SideGrams(const Side& side, const BaseSpan& base, const Offsets& offsets, std::int64_t heads)
       : heads_(heads) {
     gather(side, offsets);
     std::vector<at::Tensor> wide;
-    const std::int64_t count = matrices(cores);
+    const std::int64_t count = matrices(base);
     for (const at::Tensor& columns : columns_) wide.push_back(for_heads(columns, count));
     const at::Tensor z = at::cat(wide, 2);
-    const Cores of_matrices =
-        cores.inside == Cores::kScattered ? cores : Cores{{}, {}, cores.inside};
-    gram_[1] = gram(of_matrices.within(z));
-    gram_[0] = gram(of_matrices.outside(z));
+    gram_[1] = gram(base.within(z));
+    gram_[0] = gram(base.outside(z));
   }
 
   /// Of every pair of pieces, or of those with a <= b; without those that are zero for every head.
@@ -100,8 +98,8 @@ class SideGrams {
     return columns_.size() - 1;
   }
 
-  std::int64_t matrices(const Cores& cores) const {
-    std::int64_t count = cores.inside == Cores::kScattered ? cores.base.size(0) : 1;
+  std::int64_t matrices(const BaseSpan& base) const {
+    std::int64_t count = base.inside == BaseSpan::kScattered ? base.mask.size(0) : 1;
     for (const at::Tensor& columns : columns_) count = std::max(count, columns.size(0));
     return count;
   }
@@ -358,7 +356,7 @@ std::vector<GramRows> rows_of_head(const std::vector<Pair>& pairs, std::int64_t 
 
 }  // namespace
 
-void find_sizes(const Circuit& circuit, const Cores& left, const Cores& right,
+void find_sizes(const Circuit& circuit, const BaseSpan& left, const BaseSpan& right,
                 const std::vector<Term>& terms, const Offsets& offsets, bool frequencies,
                 CircuitMetrics& out) {
   const std::int64_t heads = circuit.heads;

@@ -14,7 +14,7 @@ namespace subspace {
 /// Inner products are those of k x k matrices X_a^T X_b of each side, made row by row from one Gram
 /// matrix of the side's spans and the changes' thin coordinates; one task a head. Results do not
 /// depend on the number of threads. About 0.4 ms a head of 128 with changes of rank 16.
-void find_sizes(const Circuit& circuit, const Cores& left, const Cores& right,
+void find_sizes(const Circuit& circuit, const BaseSpan& left, const BaseSpan& right,
                 const std::vector<Term>& terms, const Offsets& offsets, bool frequencies,
                 CircuitMetrics& out);
 

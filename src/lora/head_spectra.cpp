@@ -52,9 +52,6 @@ struct Matrix {
       : data(batch.const_data_ptr<double>() + head * batch.size(1) * batch.size(2)),
         rows(batch.size(1)),
         columns(batch.size(2)) {}
-  bool zero() const {
-    return std::all_of(data, data + rows * columns, [](double x) { return x == 0; });
-  }
 };
 
 bool decomposed(SmallSvd& svd, const Matrix& m) {
@@ -78,21 +75,33 @@ void put(const at::Tensor& to, std::int64_t head, const Doubles& values) {
   std::copy_n(values.data(), to.size(1), to.data_ptr<double>() + head * to.size(1));
 }
 
+/// Of one thread.
+struct SpectraWork {
+  SmallSvd base, adapted, left, right, core;
+  Doubles after, cosines, u, v, a, b, c;
+};
+
+/// A few heads.
 class Spectra {
  public:
-  Spectra(const Circuit& still, const Cores& left, const Cores& right, CircuitMetrics& out)
-      : still_(still), left_(left), right_(right), out_(out), heads_(still.heads) {}
+  using Own = SpectraWork;
+  Spectra(const Circuit& still, BaseSpan left, BaseSpan right, CircuitMetrics& out)
+      : still_(still),
+        left_(std::move(left)),
+        right_(std::move(right)),
+        out_(out),
+        heads_(still.heads) {}
 
-  void run() {
-    const at::Tensor x = formed_for_heads(still_.left, true),
-                     y = formed_for_heads(still_.right, true);
-    dx_ = left_.delta().contiguous();
-    dy_ = right_.delta().contiguous();
-    base_ = small_product(left_.within(x), right_.within(y).mT());
-    whole_ = small_product(formed_for_heads(still_.left, false),
-                           formed_for_heads(still_.right, false).mT());
+  /// The first head that has no decomposition; none: the number of heads.
+  std::int64_t run(Own& own) {
+    x_ = formed_for_heads(still_.left, true);
+    y_ = formed_for_heads(still_.right, true);
+    x_whole_ = formed_for_heads(still_.left, false);
+    y_whole_ = formed_for_heads(still_.right, false);
+    base_ = small_product(left_.within(x_), right_.within(y_).mT());
+    whole_ = small_product(x_whole_, y_whole_.mT());
     const LowRank delta = delta_factors(still_);
-    f_ = std::max(x.size(1), y.size(1));
+    f_ = std::max(x_.size(1), y_.size(1));
     thin_ = 2 * delta.width() < f_;
     if (thin_) {
       delta_left_ = for_heads(delta.left, heads_).contiguous();
@@ -101,28 +110,25 @@ class Spectra {
       delta_left_ =
           small_product(for_heads(delta.left, heads_), for_heads(delta.right, heads_).mT());
     }
-    allocate(x.size(2), delta.width());
-    over_heads<Own>(heads_, [&](std::int64_t head, Own& own) {
-      if (!one(head, own)) first_bad_ = std::min(first_bad_.load(), head);
-    });
-    if (first_bad_ < heads_) {
-      fail(ErrorCode::NotFinite,
-           "layer {}: {} of head {} has a NaN or an infinity, or its singular values did not "
-           "converge; check the weights and the adapter",
-           still_.layer, still_.name(), first_bad_.load());
+    allocate(x_.size(2), delta.width());
+    for (std::int64_t head = 0; head < heads_; ++head) {
+      if (!one(head, own)) return head;
     }
-    amplification(x, y);
+    amplification(x_, y_);
+    return heads_;
   }
 
  private:
-  /// Of one thread.
-  struct Own {
-    SmallSvd base, adapted, left, right, core;
-    Doubles after, cosines, u, v, a, b, c;
-  };
-
   at::Tensor formed_for_heads(const Side& side, bool base_only) const {
     return for_heads(formed(side, base_only), heads_).contiguous();
+  }
+
+  bool unchanged(std::int64_t head) const {
+    const auto same = [head](const at::Tensor& before, const at::Tensor& after) {
+      const Matrix x(before, head), y(after, head);
+      return std::equal(x.data, x.data + x.rows * x.columns, y.data);
+    };
+    return same(x_, x_whole_) && same(y_, y_whole_);
   }
 
   void allocate(std::int64_t k, std::int64_t width) {
@@ -143,7 +149,7 @@ class Spectra {
 
   bool one(std::int64_t head, Own& own) {
     if (!decomposed(own.base, Matrix(base_, head))) return false;
-    const bool same = Matrix(dx_, head).zero() && Matrix(dy_, head).zero();
+    const bool same = unchanged(head);
     if (!same && !decomposed(own.adapted, Matrix(whole_, head))) return false;
     SmallSvd& adapted = same ? own.base : own.adapted;
     put(out_.values_base, head, own.base.values());
@@ -159,10 +165,10 @@ class Spectra {
   /// Leading vectors of M', in own.after, that no single vector of M is near, and that its span is
   /// not near.
   void intruders(std::int64_t head, bool left, Own& own) {
-    const Cores& side = left ? left_ : right_;
+    const BaseSpan& side = left ? left_ : right_;
     const std::int64_t rows = base_.size(left ? 1 : 2);
-    if (side.inside == Cores::kScattered) {
-      const double* mask = side.base.const_data_ptr<double>() + head * side.base.size(1);
+    if (side.inside == BaseSpan::kScattered) {
+      const double* mask = side.mask.const_data_ptr<double>() + head * side.mask.size(1);
       for (std::int64_t i = 0; i < rows * top_; ++i) {
         own.after[static_cast<std::size_t>(i)] *= mask[i / top_];
       }
@@ -254,22 +260,35 @@ class Spectra {
   }
 
   const Circuit& still_;
-  const Cores &left_, &right_;
+  BaseSpan left_, right_;
   CircuitMetrics& out_;
   std::int64_t heads_, f_ = 0, kept_ = 0, top_ = 0, delta_count_ = 0;
   bool thin_ = false;
-  at::Tensor base_, whole_, dx_, dy_, delta_left_, delta_right_, u_, v_;
-  std::atomic<std::int64_t> first_bad_{std::numeric_limits<std::int64_t>::max()};
+  at::Tensor x_, y_, x_whole_, y_whole_, base_, whole_, delta_left_, delta_right_, u_, v_;
 };
+
+/// Heads worked on at once by one thread.
+constexpr std::int64_t kHeadsAtOnce = 4;
+
+void join(const std::vector<CircuitMetrics>& parts, CircuitMetrics& out) {
+  for (at::Tensor CircuitMetrics::*member :
+       {&CircuitMetrics::values_base, &CircuitMetrics::values_adapted,
+        &CircuitMetrics::values_delta, &CircuitMetrics::rank_delta, &CircuitMetrics::amplification,
+        &CircuitMetrics::intruder_vec, &CircuitMetrics::intruder_sub}) {
+    std::vector<at::Tensor> rows;
+    for (const CircuitMetrics& part : parts) rows.push_back(part.*member);
+    out.*member = at::cat(rows, 0);
+  }
+}
 
 /// Cosines between the span of a piece and the base's span: one row a matrix of the piece; NaN for
 /// one with a NaN.
-at::Tensor cosines_of(const at::Tensor& span, const Cores& cores) {
+at::Tensor cosines_of(const at::Tensor& span, const BaseSpan& base) {
   const at::Tensor spans = span.contiguous();
   const std::int64_t count = spans.size(0), f = spans.size(1), p = spans.size(2);
-  const bool scattered = cores.inside == Cores::kScattered;
-  const std::int64_t rows = scattered ? f : cores.inside;
-  const std::int64_t each = cores.base.size(0) / count;
+  const bool scattered = base.inside == BaseSpan::kScattered;
+  const std::int64_t rows = scattered ? f : base.inside;
+  const std::int64_t each = base.mask.size(0) / count;
   const at::Tensor out = at::zeros({count, std::min(rows, p)}, at::kDouble);
   struct Own {
     SmallSvd svd;
@@ -284,7 +303,7 @@ at::Tensor cosines_of(const at::Tensor& span, const Cores& cores) {
     }
     own.svd.left(p, basis.data());
     if (scattered) {
-      const double* mask = cores.base.const_data_ptr<double>() + i * each * f;
+      const double* mask = base.mask.const_data_ptr<double>() + i * each * f;
       for (std::int64_t j = 0; j < f * p; ++j) basis[static_cast<std::size_t>(j)] *= mask[j / p];
     }
     own.svd.decompose(basis.data(), rows, p, p);
@@ -295,35 +314,60 @@ at::Tensor cosines_of(const at::Tensor& span, const Cores& cores) {
 
 }  // namespace
 
-Cores Cores::heads(std::int64_t begin, std::int64_t count) const {
-  Cores out;
-  for (const at::Tensor& piece : pieces) out.pieces.push_back(piece.narrow(0, begin, count));
-  out.base = base.narrow(0, begin, count);
-  out.inside = inside;
+BaseSpan::BaseSpan(const Side& side, const at::Tensor& given, std::int64_t heads)
+    : mask(given.contiguous()) {
+  const std::int64_t first = std::min(side.width, side.rows);
+  const bool leading = mask.narrow(1, 0, first).all().item<bool>() &&
+                       !mask.narrow(1, first, side.rows - first).any().item<bool>();
+  inside = leading ? first : kScattered;
+  if (!leading) mask = for_heads(mask, heads).contiguous();
+}
+
+BaseSpan BaseSpan::of_heads(std::int64_t begin, std::int64_t count) const {
+  BaseSpan out = *this;
+  if (inside == kScattered) out.mask = mask.narrow(0, begin, count);
   return out;
 }
 
-at::Tensor Cores::within(const at::Tensor& x) const {
-  return inside == kScattered ? x * base.unsqueeze(2) : x.narrow(1, 0, inside);
+at::Tensor BaseSpan::within(const at::Tensor& x) const {
+  return inside == kScattered ? x * mask.unsqueeze(2) : x.narrow(1, 0, inside);
 }
 
-at::Tensor Cores::outside(const at::Tensor& x) const {
-  return inside == kScattered ? x * (1 - base).unsqueeze(2)
+at::Tensor BaseSpan::outside(const at::Tensor& x) const {
+  return inside == kScattered ? x * (1 - mask).unsqueeze(2)
                               : x.narrow(1, inside, x.size(1) - inside);
 }
 
-at::Tensor Cores::delta() const {
-  at::Tensor sum = at::zeros_like(pieces[0]);
-  for (std::size_t p = 1; p < pieces.size(); ++p) sum = sum + pieces[p];
-  return sum;
-}
-
-void find_spectra(const Circuit& still, const Cores& left, const Cores& right,
+void find_spectra(const Circuit& still, const BaseSpan& left, const BaseSpan& right,
                   CircuitMetrics& out) {
-  Spectra(still, left, right, out).run();
+  const std::int64_t heads = still.heads, groups = (heads + kHeadsAtOnce - 1) / kHeadsAtOnce;
+  std::vector<CircuitMetrics> parts(static_cast<std::size_t>(groups));
+  std::vector<std::int64_t> bad(static_cast<std::size_t>(groups), heads);
+  at::parallel_for(0, groups, 1, [&](std::int64_t first, std::int64_t last) {
+    SpectraWork own;
+    for (std::int64_t group = first; group < last; ++group) {
+      const std::int64_t begin = group * kHeadsAtOnce;
+      const std::int64_t count = std::min(kHeadsAtOnce, heads - begin);
+      const auto place = static_cast<std::size_t>(group);
+      const Circuit some = of_heads(still, begin, count);
+      const std::int64_t done =
+          Spectra(some, left.of_heads(begin, count), right.of_heads(begin, count), parts[place])
+              .run(own);
+      if (done < count) bad[place] = begin + done;
+    }
+  });
+  const std::int64_t first_bad = *std::min_element(bad.begin(), bad.end());
+  if (first_bad < heads) {
+    fail(ErrorCode::NotFinite,
+         "layer {}: {} of head {} has a NaN or an infinity, or its singular values did not "
+         "converge; check the weights and the adapter",
+         still.layer, still.name(), first_bad);
+  }
+  join(parts, out);
 }
 
-void find_angles(const Circuit& still, const Cores& left, const Cores& right, CircuitMetrics& out) {
+void find_angles(const Circuit& still, const BaseSpan& left, const BaseSpan& right,
+                 CircuitMetrics& out) {
   for (const bool read : {true, false}) {
     const Side& side = read ? still.left : still.right;
     for (const Piece& piece : side.pieces) {
@@ -335,10 +379,10 @@ void find_angles(const Circuit& still, const Cores& left, const Cores& right, Ci
       angles.change = term_name(still, piece.set);
       angles.read = read;
       // A scattered base has a mask of its own for each head.
-      const Cores& cores = read ? left : right;
+      const BaseSpan& base = read ? left : right;
       const at::Tensor span =
-          cores.inside == Cores::kScattered ? for_heads(piece.span, still.heads) : piece.span;
-      angles.cosines = for_heads(cosines_of(span, cores), still.heads);
+          base.inside == BaseSpan::kScattered ? for_heads(piece.span, still.heads) : piece.span;
+      angles.cosines = for_heads(cosines_of(span, base), still.heads);
       angles.kernel = angles.cosines.square().sum(1);
       out.angles.push_back(std::move(angles));
     }

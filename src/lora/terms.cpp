@@ -230,6 +230,22 @@ Circuit at_offset(const Circuit& circuit, double delta) {
   return out;
 }
 
+Circuit of_heads(const Circuit& circuit, std::int64_t begin, std::int64_t count) {
+  const auto some = [&](const at::Tensor& x) {
+    if (!x.defined() || x.size(0) == 1) return x;
+    if (x.size(0) == circuit.heads) return x.narrow(0, begin, count);
+    const at::Tensor heads = at::arange(begin, begin + count, at::kLong);
+    return x.index_select(0, at::floor_divide(heads, circuit.heads / x.size(0)).to(x.device()));
+  };
+  Circuit out = circuit;
+  out.heads = count;
+  for (Side* side : {&out.left, &out.right}) {
+    if (side->count > 1) side->count = count;
+    for (Piece& piece : side->pieces) piece = {piece.set, some(piece.span), some(piece.coords)};
+  }
+  return out;
+}
+
 at::Tensor formed(const Piece& piece) {
   return piece.coords.defined() ? heads_product(piece.span, piece.coords) : piece.span;
 }

@@ -93,6 +93,9 @@ std::string term_name(const Circuit& circuit, SwitchSet set);
 /// not rotary: the circuit as it is.
 Circuit at_offset(const Circuit& circuit, double delta);
 
+/// The circuit of `count` heads from `begin` on; what heads share stays shared.
+Circuit of_heads(const Circuit& circuit, std::int64_t begin, std::int64_t count);
+
 /// X_a, [count, d, k], formed; the base's is the stored matrix where there are no latents.
 at::Tensor formed(const Piece& piece);
 /// X' (`base_only`: X_0), formed, [count, d, k].
