@@ -12,6 +12,8 @@ namespace {
 /// Four doubles; the compiler splits them where registers hold two.
 using Pack = double __attribute__((vector_size(32)));
 constexpr std::int64_t kPack = 4;
+/// What comparing two of them gives.
+using Lanes = std::int64_t __attribute__((vector_size(32)));
 
 /// The same wherever it lies. Copied by memcpy, some compilers move it in halves, and what is then
 /// read as a whole waits for both to be in memory.

@@ -6,9 +6,6 @@
 namespace subspace::kernels {
 namespace {
 
-/// One truth for each matrix.
-using Lanes = std::int64_t __attribute__((vector_size(32)));
-
 /// y_i = row_i . v and z += v_i row_i for rows `first` .. + kRows.
 template <int kRows>
 inline void both_products(const Hessenberg& p, std::int64_t first, std::int64_t begin,

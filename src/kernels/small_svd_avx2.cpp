@@ -2,6 +2,6 @@
 
 namespace subspace::kernels {
 
-SvdSteps svd_steps_avx2() { return {bidiagonalise, reflect, rotate}; }
+SvdSteps svd_steps_avx2() { return {bidiagonalise, reflect, rotate, bidiagonal_sweeps}; }
 
 }  // namespace subspace::kernels

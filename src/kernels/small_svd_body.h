@@ -159,5 +159,107 @@ inline void rotate(const SmallSvd::Rotation* turns, std::int64_t count, bool for
   }
 }
 
+/// c, s with c f + s g = r, c g - s f = 0, in four matrices.
+struct Turns {
+  Pack c, s, r;
+  Turns(const Pack& f, const Pack& g) {
+    const Pack square = f * f + g * g, zero = {}, one = zero + 1;
+    const Lanes none = g == 0, tiny = (square <= 1e-290) & ~none;
+    r = square;
+    for (int l = 0; l < kPack; ++l) r[l] = __builtin_sqrt(r[l]);
+    // The squares have lost digits.
+    if ((tiny[0] | tiny[1]) | (tiny[2] | tiny[3])) {
+      for (int l = 0; l < kPack; ++l) {
+        if (tiny[l]) r[l] = __builtin_hypot(f[l], g[l]);
+      }
+    }
+    const Lanes nothing = r < __DBL_MIN__;
+    const Pack inverse = one / (nothing ? one : r);
+    c = (none | nothing) ? one : f * inverse;
+    s = (none | nothing) ? zero : g * inverse;
+    r = nothing ? zero : r;
+    r = none ? f : r;
+  }
+};
+
+/// x's element where `on`.
+inline void store_where(const Lanes& on, const Pack& x, double* to) {
+  Pack before;
+  load(before, to);
+  before = on ? x : before;
+  store(to, before);
+}
+
+template <bool kShifted>
+inline void sweep_down(const BidiagonalSweeps& p) {
+  const Pack zero = {}, one = zero + 1;
+  Lanes ends;
+  std::int64_t most = 0;
+  Pack shift, d, e, f = zero, g, next, above = zero;
+  for (int l = 0; l < kPack; ++l) {
+    ends[l] = p.steps[l];
+    shift[l] = p.shift[l];
+    most = p.steps[l] > most ? p.steps[l] : most;
+  }
+  load(d, p.d);
+  load(e, p.e);
+  // Unshifted: what cosine and sine of the last rotations were.
+  Pack cosine = one, old_cosine = one, old_sine = zero;
+  if (kShifted) {
+    const Pack size = d < 0 ? -d : d, sign = d < 0 ? -one : one;
+    f = (size - shift) * (sign + shift / d);
+    g = e;
+  }
+  for (std::int64_t t = 0; t < most; ++t) {
+    const Lanes here = Lanes{} + t, on = here < ends, last = here + 1 == ends;
+    double *at = p.d + t * kPack, *beside = p.e + t * kPack, *turn = p.turns + t * 4 * kPack;
+    load(next, at + kPack);
+    if (kShifted) {
+      const Turns right(f, g);
+      above = right.r;
+      f = right.c * d + right.s * e;
+      e = right.c * e - right.s * d;
+      g = right.s * next;
+      next = right.c * next;
+      const Turns left(f, g);
+      if (t > 0) store_where(on, above, beside - kPack);
+      store_where(on, left.r, at);
+      f = left.c * e + left.s * next;
+      d = left.c * next - left.s * e;
+      store_where(last, d, at + kPack);
+      store_where(last, f, beside);
+      if (t + 1 < most) load(e, beside + kPack);
+      g = left.s * e;
+      e = left.c * e;
+      store(turn, right.c);
+      store(turn + kPack, right.s);
+      store(turn + 2 * kPack, left.c);
+      store(turn + 3 * kPack, left.s);
+    } else {
+      load(e, beside);
+      const Turns right(d * cosine, e);
+      if (t > 0) store_where(on, old_sine * right.r, beside - kPack);
+      const Turns left(old_cosine * right.r, next * right.s);
+      store_where(on, left.r, at);
+      cosine = right.c, old_cosine = left.c, old_sine = left.s;
+      d = next;
+      store_where(last, d * cosine * old_cosine, at + kPack);
+      store_where(last, d * cosine * old_sine, beside);
+      store(turn, right.c);
+      store(turn + kPack, right.s);
+      store(turn + 2 * kPack, left.c);
+      store(turn + 3 * kPack, left.s);
+    }
+  }
+}
+
+inline void bidiagonal_sweeps(const BidiagonalSweeps& p) {
+  if (p.shifted) {
+    sweep_down<true>(p);
+  } else {
+    sweep_down<false>(p);
+  }
+}
+
 }  // namespace
 }  // namespace subspace::kernels

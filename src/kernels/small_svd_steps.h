@@ -29,6 +29,16 @@ struct Reflections {
   bool forward = true;
 };
 
+/// One sweep of implicit QR in each of four bidiagonal matrices that stand side by side, from its
+/// first row to its last; none where `steps` is 0.
+struct BidiagonalSweeps {
+  double *d = nullptr, *e = nullptr;  ///< [most steps + 1, 4], [most steps, 4]
+  double* turns = nullptr;  ///< [most steps, 4, 4] out: cosine, sine on the right, then on the left
+  bool shifted = false;     ///< none of the shifts is zero, or all are
+  std::int64_t steps[4] = {};
+  double shift[4] = {};
+};
+
 /// Versions by instruction set.
 struct SvdSteps {
   void (*bidiagonalise)(const Bidiagonalisation& p);
@@ -36,6 +46,7 @@ struct SvdSteps {
   /// The list one after another on x [.., columns]; `forward` false: backwards and turned back.
   void (*rotate)(const SmallSvd::Rotation* turns, std::int64_t count, bool forward, double* x,
                  std::int64_t columns);
+  void (*sweep)(const BidiagonalSweeps& p);
 };
 SvdSteps svd_steps_portable();
 SvdSteps svd_steps_avx2();

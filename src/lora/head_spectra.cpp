@@ -58,6 +58,11 @@ bool decomposed(SmallSvd& svd, const Matrix& m) {
   return svd.decompose(m.data, m.rows, m.columns, m.columns);
 }
 
+/// Heads worked on at once by one thread.
+constexpr std::int64_t kHeadsAtOnce = SmallSvd::kAtOnce;
+template <typename T>
+using OfEach = std::array<T, static_cast<std::size_t>(kHeadsAtOnce)>;
+
 /// out [m, n] = x^T y or x y, x [k, m] or [m, k], y [k, n]: a few columns.
 void multiply(bool turned, const double* x, const double* y, std::int64_t m, std::int64_t n,
               std::int64_t k, double* out) {
@@ -77,8 +82,9 @@ void put(const at::Tensor& to, std::int64_t head, const Doubles& values) {
 
 /// Of one thread.
 struct SpectraWork {
-  SmallSvd base, adapted, left, right, core;
-  Doubles after, cosines, u, v, a, b, c;
+  OfEach<SmallSvd> base, adapted, left, right, core;
+  OfEach<Doubles> middle;
+  Doubles after, cosines, u, v, a, b;
 };
 
 /// A few heads.
@@ -94,12 +100,32 @@ class Spectra {
 
   /// The first head that has no decomposition; none: the number of heads.
   std::int64_t run(Own& own) {
+    form();
+    const auto all = [](std::int64_t) { return true; };
+    std::int64_t bad = decompose(own.base, base_, all);
+    bad =
+        std::min(bad, decompose(own.adapted, whole_, [&](auto head) { return !same_[at(head)]; }));
+    if (bad < heads_) return bad;
+    for (std::int64_t head = 0; head < heads_; ++head) compare(head, own);
+    if (delta_count_ > 0 && thin_) bad = thin_cores(own);
+    if (delta_count_ > 0 && !thin_) bad = decompose(own.core, delta_left_, all);
+    if (bad < heads_) return bad;
+    for (std::int64_t head = 0; delta_count_ > 0 && head < heads_; ++head) delta(head, own);
+    amplification(x_, y_);
+    return heads_;
+  }
+
+ private:
+  static std::size_t at(std::int64_t head) { return static_cast<std::size_t>(head); }
+
+  void form() {
     x_ = formed_for_heads(still_.left, true);
     y_ = formed_for_heads(still_.right, true);
     x_whole_ = formed_for_heads(still_.left, false);
     y_whole_ = formed_for_heads(still_.right, false);
     base_ = small_product(left_.within(x_), right_.within(y_).mT());
     whole_ = small_product(x_whole_, y_whole_.mT());
+    for (std::int64_t head = 0; head < heads_; ++head) same_[at(head)] = unchanged(head);
     const LowRank delta = delta_factors(still_);
     f_ = std::max(x_.size(1), y_.size(1));
     thin_ = 2 * delta.width() < f_;
@@ -111,14 +137,25 @@ class Spectra {
           small_product(for_heads(delta.left, heads_), for_heads(delta.right, heads_).mT());
     }
     allocate(x_.size(2), delta.width());
-    for (std::int64_t head = 0; head < heads_; ++head) {
-      if (!one(head, own)) return head;
-    }
-    amplification(x_, y_);
-    return heads_;
   }
 
- private:
+  /// Those heads that `wanted` says; the first without a decomposition, or the number of heads.
+  template <typename Wanted>
+  std::int64_t decompose(OfEach<SmallSvd>& svds, const at::Tensor& batch, const Wanted& wanted) {
+    OfEach<SmallSvd::Task> tasks;
+    OfEach<std::int64_t> of{};
+    std::int64_t count = 0, bad = heads_;
+    for (std::int64_t head = 0; head < heads_; ++head) {
+      if (!wanted(head)) continue;
+      const Matrix m(batch, head);
+      of[at(count)] = head;
+      tasks[at(count++)] = {&svds[at(head)], m.data, m.rows, m.columns, m.columns};
+    }
+    SmallSvd::decompose(tasks.data(), count);
+    for (std::int64_t i = count; i-- > 0;) bad = tasks[at(i)].done ? bad : of[at(i)];
+    return bad;
+  }
+
   at::Tensor formed_for_heads(const Side& side, bool base_only) const {
     return for_heads(formed(side, base_only), heads_).contiguous();
   }
@@ -147,19 +184,17 @@ class Spectra {
     v_ = at::zeros({heads_, fr, delta_count_}, at::kDouble);
   }
 
-  bool one(std::int64_t head, Own& own) {
-    if (!decomposed(own.base, Matrix(base_, head))) return false;
-    const bool same = unchanged(head);
-    if (!same && !decomposed(own.adapted, Matrix(whole_, head))) return false;
-    SmallSvd& adapted = same ? own.base : own.adapted;
-    put(out_.values_base, head, own.base.values());
+  /// Values of base and adapted, and intruders.
+  void compare(std::int64_t head, Own& own) {
+    const bool same = same_[at(head)];
+    SmallSvd &base = own.base[at(head)], &adapted = same ? base : own.adapted[at(head)];
+    put(out_.values_base, head, base.values());
     put(out_.values_adapted, head, adapted.values());
     const at::Tensor& of = same ? base_ : whole_;
     adapted.left(top_, sized(own.after, of.size(1) * top_).data());
     intruders(head, true, own);
     adapted.right(top_, sized(own.after, of.size(2) * top_).data());
     intruders(head, false, own);
-    return delta_count_ == 0 || delta(head, own);
   }
 
   /// Leading vectors of M', in own.after, that no single vector of M is near, and that its span is
@@ -176,9 +211,9 @@ class Spectra {
     const std::int64_t values = std::min(base_.size(1), base_.size(2));
     double* cosines = sized(own.cosines, values * top_).data();
     if (left) {
-      own.base.project_left(own.after.data(), top_, cosines);
+      own.base[at(head)].project_left(own.after.data(), top_, cosines);
     } else {
-      own.base.project_right(own.after.data(), top_, cosines);
+      own.base[at(head)].project_right(own.after.data(), top_, cosines);
     }
     double vec = 0, sub = 0;
     for (std::int64_t t = 0; t < top_; ++t) {
@@ -198,18 +233,23 @@ class Spectra {
   }
 
   /// Singular triples of dM, vectors of values that are rounding left zero.
-  bool delta(std::int64_t head, Own& own) {
+  void delta(std::int64_t head, Own& own) {
     const std::int64_t fl = u_.size(1), fr = v_.size(1), n = delta_count_;
     double* u = u_.data_ptr<double>() + head * fl * n;
     double* v = v_.data_ptr<double>() + head * fr * n;
+    SmallSvd& core = own.core[at(head)];
     if (thin_) {
-      if (!thin_triples(head, own, u, v)) return false;
+      own.left[at(head)].left(n, sized(own.u, fl * n).data());
+      own.right[at(head)].left(n, sized(own.v, fr * n).data());
+      core.left(n, sized(own.a, n * n).data());
+      core.right(n, sized(own.b, n * n).data());
+      multiply(false, own.u.data(), own.a.data(), fl, n, n, u);
+      multiply(false, own.v.data(), own.b.data(), fr, n, n, v);
     } else {
-      if (!decomposed(own.core, Matrix(delta_left_, head))) return false;
-      own.core.left(n, u);
-      own.core.right(n, v);
+      core.left(n, u);
+      core.right(n, v);
     }
-    const Doubles& values = own.core.values();
+    const Doubles& values = core.values();
     put(out_.values_delta, head, values);
     const double least =
         static_cast<double>(f_) * std::numeric_limits<double>::epsilon() * values[0];
@@ -218,34 +258,35 @@ class Spectra {
     for (std::int64_t i = 0; i < fl; ++i) std::fill(u + i * n + rank, u + (i + 1) * n, 0.0);
     for (std::int64_t i = 0; i < fr; ++i) std::fill(v + i * n + rank, v + (i + 1) * n, 0.0);
     out_.rank_delta.data_ptr<double>()[head] = static_cast<double>(rank);
-    return true;
   }
 
-  /// L R^T = U_l (S_l V_l^T V_r S_r) U_r^T: the singular values are those of the middle.
-  bool thin_triples(std::int64_t head, Own& own, double* u, double* v) {
-    const std::int64_t fl = u_.size(1), fr = v_.size(1), w = delta_count_;
-    if (!decomposed(own.left, Matrix(delta_left_, head)) ||
-        !decomposed(own.right, Matrix(delta_right_, head))) {
-      return false;
-    }
-    own.left.right(w, sized(own.a, w * w).data());
-    own.right.right(w, sized(own.b, w * w).data());
-    multiply(true, own.a.data(), own.b.data(), w, w, w, sized(own.c, w * w).data());
-    for (std::int64_t i = 0; i < w; ++i) {
-      for (std::int64_t j = 0; j < w; ++j) {
-        own.c[static_cast<std::size_t>(i * w + j)] *=
-            own.left.values()[static_cast<std::size_t>(i)] *
-            own.right.values()[static_cast<std::size_t>(j)];
+  /// L R^T = U_l (S_l V_l^T V_r S_r) U_r^T: the singular values are those of the middle. What
+  /// decompose() gives.
+  std::int64_t thin_cores(Own& own) {
+    const std::int64_t w = delta_count_;
+    const auto all = [](std::int64_t) { return true; };
+    const std::int64_t bad =
+        std::min(decompose(own.left, delta_left_, all), decompose(own.right, delta_right_, all));
+    if (bad < heads_) return bad;
+    OfEach<SmallSvd::Task> tasks;
+    for (std::int64_t head = 0; head < heads_; ++head) {
+      SmallSvd &left = own.left[at(head)], &right = own.right[at(head)];
+      left.right(w, sized(own.a, w * w).data());
+      right.right(w, sized(own.b, w * w).data());
+      double* c = sized(own.middle[at(head)], w * w).data();
+      multiply(true, own.a.data(), own.b.data(), w, w, w, c);
+      for (std::int64_t i = 0; i < w; ++i) {
+        for (std::int64_t j = 0; j < w; ++j) {
+          c[i * w + j] *= left.values()[at(i)] * right.values()[at(j)];
+        }
       }
+      tasks[at(head)] = {&own.core[at(head)], c, w, w, w};
     }
-    if (!own.core.decompose(own.c.data(), w, w, w)) return false;
-    own.left.left(w, sized(own.u, fl * w).data());
-    own.right.left(w, sized(own.v, fr * w).data());
-    own.core.left(w, own.a.data());
-    own.core.right(w, own.b.data());
-    multiply(false, own.u.data(), own.a.data(), fl, w, w, u);
-    multiply(false, own.v.data(), own.b.data(), fr, w, w, v);
-    return true;
+    SmallSvd::decompose(tasks.data(), heads_);
+    for (std::int64_t head = 0; head < heads_; ++head) {
+      if (!tasks[at(head)].done) return head;
+    }
+    return heads_;
   }
 
   void amplification(const at::Tensor& x, const at::Tensor& y) {
@@ -264,11 +305,9 @@ class Spectra {
   CircuitMetrics& out_;
   std::int64_t heads_, f_ = 0, kept_ = 0, top_ = 0, delta_count_ = 0;
   bool thin_ = false;
+  OfEach<bool> same_{};
   at::Tensor x_, y_, x_whole_, y_whole_, base_, whole_, delta_left_, delta_right_, u_, v_;
 };
-
-/// Heads worked on at once by one thread.
-constexpr std::int64_t kHeadsAtOnce = 4;
 
 void join(const std::vector<CircuitMetrics>& parts, CircuitMetrics& out) {
   for (at::Tensor CircuitMetrics::*member :

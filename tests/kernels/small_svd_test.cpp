@@ -327,6 +327,38 @@ TEST(SmallSvd, SameBitsWhateverWasDoneBefore) {
   }
 }
 
+/// Of any sizes and kinds, one of them without a decomposition.
+TEST(SmallSvd, SeveralAtOnceAreTheSameBitsAsOneByOne) {
+  for (const Isa isa : versions()) {
+    std::vector<Matrix> all = cases();
+    all.insert(all.begin() + 5, random(6, 4));
+    all[5].data[3] = kNan;
+    for (std::size_t first = 0; first < all.size(); first += 3) {
+      std::vector<SmallSvd> svds(std::min<std::size_t>(4, all.size() - first), SmallSvd(isa));
+      std::vector<SmallSvd::Task> tasks;
+      for (std::size_t i = 0; i < svds.size(); ++i) {
+        const Matrix& a = all[first + i];
+        tasks.push_back({&svds[i], a.data.data(), a.rows, a.columns, a.columns});
+      }
+      SmallSvd::decompose(tasks.data(), static_cast<std::int64_t>(tasks.size()));
+      for (std::size_t i = 0; i < svds.size(); ++i) {
+        const Matrix& a = all[first + i];
+        SmallSvd alone(isa);
+        ASSERT_EQ(tasks[i].done, decomposed(alone, a)) << a.name;
+        if (!tasks[i].done) {
+          for (const double x : svds[i].values()) EXPECT_TRUE(std::isnan(x));
+          continue;
+        }
+        ASSERT_EQ(svds[i].values(), alone.values()) << a.name;
+        const std::int64_t q = std::min(a.rows, a.columns);
+        for (const bool left : {true, false}) {
+          ASSERT_EQ(vectors(svds[i], a, left, q).data, vectors(alone, a, left, q).data) << a.name;
+        }
+      }
+    }
+  }
+}
+
 TEST(SmallSvd, NanAndInfinityAreReportedWhereverTheyStand) {
   for (const auto& [m, n] : {std::pair{1, 1}, {4, 4}, {9, 5}, {5, 9}}) {
     for (const double bad : {kNan, kInfinity, -kInfinity}) {
