@@ -5,6 +5,7 @@
 
 #include "base/atomic_file.h"
 #include "base/error.h"
+#include "base/kept_memory.h"
 #include "base/progress.h"
 #include "cli/lora.h"
 #include "lora/adapter_alone.h"
@@ -246,6 +247,7 @@ void modules(const HeadsArguments& arguments, const AdaptedModel& model,
 
 /// Needs weights unless the adapter alone is all there is.
 void heads(const HeadsArguments& arguments, const GlobalOptions& globals) {
+  keep_freed_memory();
   const int threads = chosen_threads(globals);
   std::string why;
   const auto base = find_base(open_adapter(arguments.input), arguments.input.base, why);

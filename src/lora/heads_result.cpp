@@ -3,7 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <cmath>
-#include <set>
+#include <unordered_map>
 
 #include "base/error.h"
 #include "checkpoint/safetensors.h"
@@ -327,10 +327,11 @@ Json shared_json(const LayerResult& result) {
 
 std::string heads_csv(const Json& heads) {
   std::vector<std::string> order;
-  std::set<std::string> known;
-  std::vector<std::map<std::string, std::string>> rows;
+  std::unordered_map<std::string, std::size_t> places;
+  std::vector<std::vector<std::string>> rows;
+  std::vector<std::pair<std::string, std::string>> columns;
   for (const Json& head : heads) {
-    std::vector<std::pair<std::string, std::string>> columns;
+    columns.clear();
     for (const auto& [name, value] : head.items()) {
       if (name == "gram" || name == "singular") continue;
       if (name == "approx") {
@@ -339,27 +340,24 @@ std::string heads_csv(const Json& heads) {
         columns_of(name, value, columns);
       }
     }
-    std::map<std::string, std::string>& row = rows.emplace_back();
+    std::vector<std::string>& row = rows.emplace_back();
     for (auto& [name, text] : columns) {
-      if (known.insert(name).second) order.push_back(name);
-      row[name] = std::move(text);
+      const auto [found, is_new] = places.try_emplace(name, order.size());
+      if (is_new) order.push_back(name);
+      if (row.size() < order.size()) row.resize(order.size());
+      row[found->second] = std::move(text);
     }
   }
   std::string text;
-  const auto line = [&](auto cell) {
+  const auto line = [&](const std::vector<std::string>& cells) {
     for (std::size_t j = 0; j < order.size(); ++j) {
       if (j > 0) text += ',';
-      text += cell(order[j]);
+      if (j < cells.size()) text += cells[j];
     }
     text += '\n';
   };
-  line([](const std::string& name) { return name; });
-  for (const auto& row : rows) {
-    line([&](const std::string& name) {
-      const auto found = row.find(name);
-      return found == row.end() ? std::string() : found->second;
-    });
-  }
+  line(order);
+  for (const std::vector<std::string>& row : rows) line(row);
   return text;
 }
 

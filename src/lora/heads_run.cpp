@@ -354,9 +354,16 @@ Json run_lora_heads(const HeadsSource& source, const HeadsOptions& options) {
                    {"stage_seconds", stages}};
   json["layers"] = std::move(layers);
   json["heads"] = std::move(heads);
+  // Nothing is left to do beside them.
+  std::future<void> table = std::async(std::launch::async, [&] {
+    write_file_atomically(options.out / "heads.csv", heads_csv(json.at("heads")));
+  });
+  std::future<void> entries = std::async(std::launch::async, [&] {
+    write_file_atomically(options.out / "heads.json", json.dump() + "\n");
+  });
   write_head_values(options.out / "heads.safetensors", results);
-  write_file_atomically(options.out / "heads.csv", heads_csv(json.at("heads")));
-  write_file_atomically(options.out / "heads.json", json.dump() + "\n");
+  table.get();
+  entries.get();
   return json;
 }
 
