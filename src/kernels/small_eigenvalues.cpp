@@ -79,7 +79,7 @@ void SmallEigenvalues::start(std::int64_t which, const double* a, std::int64_t s
                rest = std::ldexp(1.0, -one.exponent + one.exponent / 2);
   const std::int64_t width = whole_packs(n_) + 2 * kPack;
   work_.assign(static_cast<std::size_t>(n_ * width), 0);
-  scratch_.assign(static_cast<std::size_t>(3 * width), 0);
+  scratch_.resize(static_cast<std::size_t>(hessenberg_scratch(width)));
   double square = 0;
   for (std::int64_t i = 0; i < n_; ++i) {
     double* row = work_.data() + i * width;

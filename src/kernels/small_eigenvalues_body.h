@@ -6,75 +6,220 @@
 namespace subspace::kernels {
 namespace {
 
-/// y_i = row_i . v and z += v_i row_i for rows `first` .. + kRows.
-template <int kRows>
-inline void both_products(const Hessenberg& p, std::int64_t first, std::int64_t begin,
-                          const double* v, double* y, double* z) {
-  const double* rows[kRows];
-  Pack dots[kRows] = {}, a, s, w;
-  for (int r = 0; r < kRows; ++r) rows[r] = p.a + (first + r) * p.width;
-  for (std::int64_t j = begin; j < p.width; j += kPack) {
-    load(s, v + j);
-    load(w, z + j);
-    for (int r = 0; r < kRows; ++r) {
-      load(a, rows[r] + j);
-      dots[r] += a * s;
-      w += v[first + r] * a;
-    }
-    store(z + j, w);
+/// Reflections that are gathered before the rest of the matrix takes them.
+constexpr std::int64_t kPanel = kHessenbergPanel;
+
+/// Of a panel's reflections: V and Y = A V T, a row each, with Q = I - V T V^T.
+struct Panel {
+  std::int64_t first = 0, count = 0;                ///< its columns of A
+  double *v = nullptr, *y = nullptr, *w = nullptr;  ///< [kPanel, width]
+  double *column = nullptr, *kept = nullptr;        ///< [width], [kPack, width]
+  double *t = nullptr, *u = nullptr;                ///< [kPanel, kPanel], upper; [kPanel]
+
+  Panel(const Hessenberg& p, std::int64_t begin)
+      : first(begin),
+        v(p.scratch),
+        y(v + kPanel * p.width),
+        w(y + kPanel * p.width),
+        column(w + kPanel * p.width),
+        kept(column + p.width),
+        t(kept + kPack * p.width),
+        u(t + kPanel * kPanel) {
+    count = p.n - 2 - first < kPanel ? p.n - 2 - first : kPanel;
   }
-  for (int r = 0; r < kRows; ++r) y[first + r] = sum_of(dots[r]);
+};
+
+inline double dot_of(const double* x, const double* y, std::int64_t n) {
+  Pack sums[2] = {}, a, b;
+  std::int64_t j = 0;
+  for (; j + 2 * kPack <= n; j += 2 * kPack) {
+    for (int i = 0; i < 2; ++i) {
+      load(a, x + j + i * kPack);
+      load(b, y + j + i * kPack);
+      sums[i] += a * b;
+    }
+  }
+  for (; j < n; j += kPack) {
+    load(a, x + j);
+    load(b, y + j);
+    sums[0] += a * b;
+  }
+  const Pack all = sums[0] + sums[1];
+  return sum_of(all);
 }
 
-/// row_i -= v_i z + y_i v for rows `first` .. + kRows.
+inline void subtract(double* x, const double* y, double s, std::int64_t n) {
+  Pack a, b;
+  for (std::int64_t j = 0; j < n; j += kPack) {
+    load(a, x + j);
+    load(b, y + j);
+    store(x + j, a - s * b);
+  }
+}
+
+/// y_i = row_i . v, `kRows` rows from `row` on; v is zero before `begin`.
 template <int kRows>
-inline void update_rows(const Hessenberg& p, std::int64_t first, std::int64_t begin,
-                        const double* v, const double* y, const double* z) {
-  Pack a, s, w;
+inline void row_products(const Hessenberg& p, std::int64_t row, std::int64_t begin, const double* v,
+                         double* y) {
+  const double* rows = p.a + row * p.width;
+  Pack dots[kRows] = {}, a, s;
   for (std::int64_t j = begin; j < p.width; j += kPack) {
     load(s, v + j);
-    load(w, z + j);
+#pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
-      double* at = p.a + (first + r) * p.width + j;
-      load(a, at);
-      a -= v[first + r] * w + y[first + r] * s;
-      store(at, a);
+      load(a, rows + r * p.width + j);
+      dots[r] += a * s;
     }
+  }
+  for (int r = 0; r < kRows; ++r) y[row + r] = sum_of(dots[r]);
+}
+
+/// Rows `row` .. + kRows of A from column `begin` on: row_i -= sum_j c[i + j width] b_j.
+template <int kRows>
+inline void subtract_products(const Hessenberg& p, std::int64_t row, std::int64_t begin,
+                              const double* c, const double* b, std::int64_t count) {
+  constexpr int kWide = 2;
+  double* rows = p.a + row * p.width;
+  std::int64_t j = begin;
+  for (; j + kWide * kPack <= p.width; j += kWide * kPack) {
+    Pack sums[kRows][kWide], x;
+    for (int r = 0; r < kRows; ++r) {
+      for (int i = 0; i < kWide; ++i) load(sums[r][i], rows + r * p.width + j + i * kPack);
+    }
+    for (std::int64_t l = 0; l < count; ++l) {
+#pragma GCC unroll 4
+      for (int i = 0; i < kWide; ++i) {
+        load(x, b + l * p.width + j + i * kPack);
+#pragma GCC unroll 4
+        for (int r = 0; r < kRows; ++r) sums[r][i] -= c[l * p.width + row + r] * x;
+      }
+    }
+    for (int r = 0; r < kRows; ++r) {
+      for (int i = 0; i < kWide; ++i) store(rows + r * p.width + j + i * kPack, sums[r][i]);
+    }
+  }
+  for (; j < p.width; j += kPack) {
+    for (int r = 0; r < kRows; ++r) {
+      Pack sum, x;
+      load(sum, rows + r * p.width + j);
+      for (std::int64_t l = 0; l < count; ++l) {
+        load(x, b + l * p.width + j);
+        sum -= c[l * p.width + row + r] * x;
+      }
+      store(rows + r * p.width + j, sum);
+    }
+  }
+}
+
+/// w_j = sum_i v_j[i] row_i in kPacks packs from column `j` on, kEach of the panel's reflections.
+template <int kEach, int kPacks>
+inline void gather_packs(const Hessenberg& p, const Panel& q, std::int64_t l, std::int64_t j) {
+  Pack sums[kEach][kPacks] = {}, x[kPacks];
+  for (std::int64_t i = q.first + 1; i < p.n; ++i) {
+#pragma GCC unroll 4
+    for (int c = 0; c < kPacks; ++c) load(x[c], p.a + i * p.width + j + c * kPack);
+#pragma GCC unroll 4
+    for (int r = 0; r < kEach; ++r) {
+      const double s = q.v[(l + r) * p.width + i];
+#pragma GCC unroll 4
+      for (int c = 0; c < kPacks; ++c) sums[r][c] += s * x[c];
+    }
+  }
+  for (int r = 0; r < kEach; ++r) {
+    for (int c = 0; c < kPacks; ++c) store(q.w + (l + r) * p.width + j + c * kPack, sums[r][c]);
+  }
+}
+
+template <int kEach>
+inline void gather_rows(const Hessenberg& p, const Panel& q, std::int64_t l, std::int64_t begin) {
+  std::int64_t j = begin;
+  for (; j + 2 * kPack <= p.width; j += 2 * kPack) gather_packs<kEach, 2>(p, q, l, j);
+  for (; j < p.width; j += kPack) gather_packs<kEach, 1>(p, q, l, j);
+}
+
+/// Column k of A as the reflections before it leave it, its own reflection, and that one's v, y
+/// and column of T.
+inline void panel_column(const Hessenberg& p, const Panel& q, std::int64_t l) {
+  const std::int64_t k = q.first + l, width = p.width;
+  double *b = q.column, *v = q.v + l * width, *y = q.y + l * width;
+  for (std::int64_t i = 0; i < width; ++i) {
+    b[i] = i < p.n ? p.a[i * width + k] : 0;
+    v[i] = y[i] = 0;
+  }
+  for (std::int64_t j = 0; j < l; ++j) subtract(b, q.y + j * width, q.v[j * width + k], width);
+  for (std::int64_t j = 0; j < l; ++j) q.u[j] = dot_of(q.v + j * width, b, width);
+  for (std::int64_t j = l; j-- > 0;) {
+    double sum = 0;
+    for (std::int64_t i = 0; i <= j; ++i) sum += q.t[i * kPanel + j] * q.u[i];
+    q.u[j] = sum;
+  }
+  for (std::int64_t j = 0; j < l; ++j) subtract(b, q.v + j * width, q.u[j], width);
+
+  double square = 0;
+  for (std::int64_t i = k + 1; i < p.n; ++i) square += b[i] * b[i];
+  double beta = 0, tau = 0;
+  // A square this small has lost digits; beside entries of size 1 it is nothing.
+  if (square > 1e-280) {
+    beta = -__builtin_copysign(__builtin_sqrt(square), b[k + 1]);
+    tau = 1 / (beta * (beta - b[k + 1]));
+    for (std::int64_t i = k + 1; i < p.n; ++i) v[i] = b[i];
+    v[k + 1] -= beta;
+  }
+  for (std::int64_t i = 0; i <= k; ++i) p.a[i * width + k] = b[i];
+  p.a[(k + 1) * width + k] = beta;
+  for (std::int64_t i = k + 2; i < p.n; ++i) p.a[i * width + k] = 0;
+
+  std::int64_t row = 0;
+  const std::int64_t begin = (k + 1) / kPack * kPack;
+  for (; row + 4 <= p.n; row += 4) row_products<4>(p, row, begin, v, y);
+  for (; row < p.n; ++row) row_products<1>(p, row, begin, v, y);
+  for (std::int64_t j = 0; j < l; ++j) q.u[j] = dot_of(q.v + j * width, v, width);
+  for (std::int64_t j = 0; j < l; ++j) subtract(y, q.y + j * width, q.u[j], width);
+  for (std::int64_t i = 0; i < width; ++i) y[i] *= tau;
+  for (std::int64_t i = 0; i < l; ++i) {
+    double sum = 0;
+    for (std::int64_t j = i; j < l; ++j) sum += q.t[i * kPanel + j] * q.u[j];
+    q.t[i * kPanel + l] = -tau * sum;
+  }
+  q.t[l * kPanel + l] = tau;
+}
+
+/// Columns behind the panel: A <- Q^T (A - Y V^T).
+inline void apply_panel(const Hessenberg& p, const Panel& q) {
+  const std::int64_t end = q.first + q.count, width = p.width;
+  const std::int64_t begin = end / kPack * kPack;
+  // Packs are whole; those of the panel's columns that stand in the first are done with.
+  for (std::int64_t c = begin; c < end; ++c) {
+    for (std::int64_t i = 0; i < p.n; ++i) q.kept[(c - begin) * width + i] = p.a[i * width + c];
+  }
+  std::int64_t i = 0;
+  for (; i + 4 <= p.n; i += 4) subtract_products<4>(p, i, begin, q.y, q.v, q.count);
+  for (; i < p.n; ++i) subtract_products<1>(p, i, begin, q.y, q.v, q.count);
+  std::int64_t l = 0;
+  for (; l + 4 <= q.count; l += 4) gather_rows<4>(p, q, l, begin);
+  for (; l < q.count; ++l) gather_rows<1>(p, q, l, begin);
+  // W <- T^T W
+  for (l = q.count; l-- > 0;) {
+    double* w = q.w + l * width;
+    const double own = q.t[l * kPanel + l];
+    for (std::int64_t j = begin; j < width; ++j) w[j] *= own;
+    for (std::int64_t m = 0; m < l; ++m) {
+      subtract(w + begin, q.w + m * width + begin, -q.t[m * kPanel + l], width - begin);
+    }
+  }
+  i = q.first + 1;
+  for (; i + 4 <= p.n; i += 4) subtract_products<4>(p, i, begin, q.v, q.w, q.count);
+  for (; i < p.n; ++i) subtract_products<1>(p, i, begin, q.v, q.w, q.count);
+  for (std::int64_t c = begin; c < end; ++c) {
+    for (i = 0; i < p.n; ++i) p.a[i * width + c] = q.kept[(c - begin) * width + i];
   }
 }
 
 inline void hessenberg(const Hessenberg& p) {
-  double *v = p.scratch, *y = v + p.width, *z = y + p.width;
-  for (std::int64_t k = 0; k + 2 < p.n; ++k) {
-    double square = 0;
-    for (std::int64_t i = 0; i < p.width; ++i) v[i] = z[i] = 0;
-    for (std::int64_t i = k + 1; i < p.n; ++i) {
-      v[i] = p.a[i * p.width + k];
-      square += v[i] * v[i];
-    }
-    // A square this small has lost digits; beside entries of size 1 it is nothing.
-    if (!(square > 1e-280)) {
-      p.a[(k + 1) * p.width + k] = 0;
-      continue;
-    }
-    const double beta = -__builtin_copysign(__builtin_sqrt(square), v[k + 1]);
-    const double tau = 1 / (beta * (beta - v[k + 1]));
-    v[k + 1] -= beta;
-    const std::int64_t begin = (k + 1) / kPack * kPack;
-    // v is zero up to row k, so all rows may be treated alike.
-    std::int64_t i = 0;
-    for (; i + 4 <= p.n; i += 4) both_products<4>(p, i, begin, v, y, z);
-    for (; i < p.n; ++i) both_products<1>(p, i, begin, v, y, z);
-    double inner = 0;
-    for (i = k + 1; i < p.n; ++i) inner += v[i] * y[i];
-    for (i = 0; i < p.n; ++i) y[i] *= tau;
-    for (i = begin; i < p.width; ++i) z[i] = tau * (z[i] - tau * inner * v[i]);
-    for (i = 0; i + 4 <= p.n; i += 4) update_rows<4>(p, i, begin, v, y, z);
-    for (; i < p.n; ++i) update_rows<1>(p, i, begin, v, y, z);
-    p.a[(k + 1) * p.width + k] = beta;
-  }
-  for (std::int64_t i = 2; i < p.n; ++i) {
-    for (std::int64_t j = 0; j + 1 < i; ++j) p.a[i * p.width + j] = 0;
+  for (std::int64_t first = 0; first + 2 < p.n; first += kPanel) {
+    const Panel panel(p, first);
+    for (std::int64_t l = 0; l < panel.count; ++l) panel_column(p, panel, l);
+    apply_panel(p, panel);
   }
 }
 

@@ -8,8 +8,13 @@ namespace subspace::kernels {
 struct Hessenberg {
   double* a = nullptr;  ///< [n, width], zero from column n on
   std::int64_t n = 0, width = 0;
-  double* scratch = nullptr;  ///< [3 width]
+  double* scratch = nullptr;  ///< [hessenberg_scratch(width)]
 };
+/// Its reflections are applied so many at once.
+constexpr std::int64_t kHessenbergPanel = 16;
+constexpr std::int64_t hessenberg_scratch(std::int64_t width) {
+  return (3 * kHessenbergPanel + 5) * width + kHessenbergPanel * (kHessenbergPanel + 1);
+}
 
 /// One sweep of a double shift in each of four Hessenberg matrices whose elements stand side by
 /// side: rows and columns low .. high, which alone are kept up to date; none where low > high. An
