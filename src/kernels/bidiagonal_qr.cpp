@@ -48,11 +48,9 @@ class Block {
     while (matrix_ && high_ > 0) {
       double *d = matrix_->d, *e = matrix_->e;
       low_ = high_;
-      if (small(d[high_])) d[high_] = 0;
-      while (low_ > 0 && !small(e[low_ - 1])) {
-        --low_;
-        if (small(d[low_])) d[low_] = 0;
-      }
+      singular_ = false;
+      drop_small(d[high_]);
+      while (low_ > 0 && !small(e[low_ - 1])) drop_small(d[--low_]);
       if (low_ > 0) e[low_ - 1] = 0;
       if (low_ < high_) {
         matrix_->converged = sweeps_-- > 0;
@@ -89,6 +87,11 @@ class Block {
 
  private:
   bool small(double x) const { return std::abs(x) <= kSmallest * largest_; }
+  void drop_small(double& x) {
+    if (!small(x)) return;
+    x = 0;
+    singular_ = true;
+  }
   std::int64_t place(std::int64_t i) const { return down_ ? low_ + i : high_ - i; }
   std::int64_t row(std::int64_t i) const { return down_ ? low_ + i : high_ - 1 - i; }
 
@@ -108,10 +111,8 @@ class Block {
     // same block that shrinks, so that no two directions undo each other's work.
     if (low_ > last_high_ || high_ < last_low_) down_ = std::abs(d[low_]) >= std::abs(d[high_]);
     last_low_ = low_, last_high_ = high_;
-    double least = std::abs(d[low_]);
-    for (std::int64_t i = low_; i <= high_; ++i) least = std::min(least, std::abs(d[i]));
     shift_ = 0;
-    if (!(least > 0)) return;
+    if (singular_) return;
     shift_ = down_ ? smaller_value(d[high_ - 1], e[high_ - 1], d[high_])
                    : smaller_value(d[low_], e[low_], d[low_ + 1]);
     const double start = std::abs(d[down_ ? low_ : high_]);
@@ -121,7 +122,7 @@ class Block {
   Bidiagonal* matrix_ = nullptr;
   std::int64_t low_ = 0, high_ = -1, sweeps_ = 0;
   double largest_ = 0, shift_ = 0;
-  bool down_ = true;
+  bool down_ = true, singular_ = false;  ///< a value of the block is zero
   std::int64_t last_low_ = std::numeric_limits<std::int64_t>::max(), last_high_ = -1;
 };
 

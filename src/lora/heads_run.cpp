@@ -278,8 +278,9 @@ class Pipeline {
       Work work;
       {
         const Stage stage(work, "read");
+        auto change = std::async(std::launch::async, [&] { return source_.change(layer); });
         work.layer = source_.load(layer);
-        work.change = source_.change(layer);
+        work.change = change.get();
         synchronize(options_.device);
       }
       if (early_) multiply(work, options_, metrics_);

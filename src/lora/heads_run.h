@@ -12,8 +12,8 @@
 
 namespace subspace {
 
-/// A base model and an adapter on it, a layer at a time. Both are called from a thread of their
-/// own, one layer ahead of the work.
+/// A base model and an adapter on it, a layer at a time. Both are called from threads of their own,
+/// side by side, one layer ahead of the work.
 struct HeadsSource {
   std::function<AttentionLayer(std::int64_t layer)> load;
   std::function<LayerChange(std::int64_t layer)> change;
