@@ -143,20 +143,65 @@ inline void reflect(const Reflections& p) {
   }
 }
 
-inline void rotate(const SmallSvd::Rotation* turns, std::int64_t count, bool forward, double* x,
-                   std::int64_t columns) {
-  Pack a, b;
+/// kPacks packs of columns of x. The row that a rotation shares with the one after it, above or
+/// below, stays in registers: from memory it would be waited for.
+template <int kPacks>
+inline void rotate_packs(const SmallSvd::Rotation* turns, std::int64_t count, bool forward,
+                         double* x, std::int64_t columns) {
+  if (count == 0) return;
+  Pack upper[kPacks], lower[kPacks], a;
+  std::int64_t row = turns[forward ? 0 : count - 1].row;  // of upper; lower is of the next
+  const auto write = [&](std::int64_t to, const Pack* from) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kPacks; ++i) store(x + to * columns + i * kPack, from[i]);
+  };
+  const auto read = [&](std::int64_t from, Pack* to) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kPacks; ++i) load(to[i], x + from * columns + i * kPack);
+  };
+  read(row, upper);
+  read(row + 1, lower);
   for (std::int64_t t = 0; t < count; ++t) {
     const SmallSvd::Rotation& turn = turns[forward ? t : count - 1 - t];
     const double c = turn.c, s = forward ? turn.s : -turn.s;
-    double* upper = x + turn.row * columns;
-    for (std::int64_t j = 0; j < columns; j += kPack) {
-      load(a, upper + j);
-      load(b, upper + columns + j);
-      store(upper + j, c * a + s * b);
-      store(upper + columns + j, c * b - s * a);
+    if (turn.row == row + 1) {
+      write(row, upper);
+#pragma GCC unroll 4
+      for (int i = 0; i < kPacks; ++i) upper[i] = lower[i];
+      read(turn.row + 1, lower);
+    } else if (turn.row == row - 1) {
+      write(row + 1, lower);
+#pragma GCC unroll 4
+      for (int i = 0; i < kPacks; ++i) lower[i] = upper[i];
+      read(turn.row, upper);
+    } else if (turn.row != row) {
+      write(row, upper);
+      write(row + 1, lower);
+      read(turn.row, upper);
+      read(turn.row + 1, lower);
+    }
+    row = turn.row;
+#pragma GCC unroll 4
+    for (int i = 0; i < kPacks; ++i) {
+      a = upper[i];
+      upper[i] = c * a + s * lower[i];
+      lower[i] = c * lower[i] - s * a;
     }
   }
+  write(row, upper);
+  write(row + 1, lower);
+}
+
+inline void rotate(const SmallSvd::Rotation* turns, std::int64_t count, bool forward, double* x,
+                   std::int64_t columns) {
+  std::int64_t j = 0;
+  for (; j + 4 * kPack <= columns; j += 4 * kPack) {
+    rotate_packs<4>(turns, count, forward, x + j, columns);
+  }
+  const std::int64_t left = (columns - j) / kPack;
+  if (left == 3) rotate_packs<3>(turns, count, forward, x + j, columns);
+  if (left == 2) rotate_packs<2>(turns, count, forward, x + j, columns);
+  if (left == 1) rotate_packs<1>(turns, count, forward, x + j, columns);
 }
 
 /// c, s with c f + s g = r, c g - s f = 0, in four matrices.

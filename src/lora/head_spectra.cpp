@@ -232,32 +232,38 @@ class Spectra {
     out_.intruder_sub.data_ptr<double>()[2 * head + (left ? 0 : 1)] = sub;
   }
 
-  /// Singular triples of dM, vectors of values that are rounding left zero.
+  /// Singular values of dM and bases of what it reads and writes: columns of values that are
+  /// rounding are zero.
   void delta(std::int64_t head, Own& own) {
     const std::int64_t fl = u_.size(1), fr = v_.size(1), n = delta_count_;
     double* u = u_.data_ptr<double>() + head * fl * n;
     double* v = v_.data_ptr<double>() + head * fr * n;
     SmallSvd& core = own.core[at(head)];
-    if (thin_) {
-      own.left[at(head)].left(n, sized(own.u, fl * n).data());
-      own.right[at(head)].left(n, sized(own.v, fr * n).data());
-      core.left(n, sized(own.a, n * n).data());
-      core.right(n, sized(own.b, n * n).data());
-      multiply(false, own.u.data(), own.a.data(), fl, n, n, u);
-      multiply(false, own.v.data(), own.b.data(), fr, n, n, v);
-    } else {
-      core.left(n, u);
-      core.right(n, v);
-    }
     const Doubles& values = core.values();
     put(out_.values_delta, head, values);
     const double least =
         static_cast<double>(f_) * std::numeric_limits<double>::epsilon() * values[0];
     std::int64_t rank = 0;
     while (rank < n && values[static_cast<std::size_t>(rank)] > least) ++rank;
+    out_.rank_delta.data_ptr<double>()[head] = static_cast<double>(rank);
+    if (!thin_) {
+      core.left(n, u);
+      core.right(n, v);
+    } else if (rank == n) {
+      // Any basis of the same span will do.
+      own.left[at(head)].left(n, u);
+      own.right[at(head)].left(n, v);
+      return;
+    } else {
+      own.left[at(head)].left(n, sized(own.u, fl * n).data());
+      own.right[at(head)].left(n, sized(own.v, fr * n).data());
+      core.left(n, sized(own.a, n * n).data());
+      core.right(n, sized(own.b, n * n).data());
+      multiply(false, own.u.data(), own.a.data(), fl, n, n, u);
+      multiply(false, own.v.data(), own.b.data(), fr, n, n, v);
+    }
     for (std::int64_t i = 0; i < fl; ++i) std::fill(u + i * n + rank, u + (i + 1) * n, 0.0);
     for (std::int64_t i = 0; i < fr; ++i) std::fill(v + i * n + rank, v + (i + 1) * n, 0.0);
-    out_.rank_delta.data_ptr<double>()[head] = static_cast<double>(rank);
   }
 
   /// L R^T = U_l (S_l V_l^T V_r S_r) U_r^T: the singular values are those of the middle. What
