@@ -14,7 +14,8 @@ namespace subspace::kernels {
 ///
 /// Each shift waits for the reflection before it, and three rows at a time do not fill registers:
 /// so the iterations of four matrices run side by side, an element of each in one register, with
-/// shifts and ends of their own. A reflection is applied at once only where the next ones need it.
+/// shifts and ends of their own. A reflection is applied at once only where the next ones need it,
+/// on the way to H too (panels of I - V T V^T, as LAPACK's dgehrd).
 ///
 /// Cost: about 10 n^3 operations a matrix; four cost little more than one. Not balanced: the error
 /// is that of a change of A by about n eps ||A||_F, whatever its scaling. No allocation once the

@@ -9,6 +9,7 @@
 #include "lora/close.h"
 #include "lora/heads_result.h"
 #include "lora/heads_run.h"
+#include "lora/random_layer.h"
 
 namespace subspace {
 namespace {
@@ -186,6 +187,37 @@ TEST(CircuitMetrics, ASecondMomentWeighsWhatIsRead) {
       if (qk) m = at::matmul(m, x.t()) / std::sqrt(40.0);
       expect_close(found.fro.select(1, adapted ? 1 : 0), m.norm(2, {1, 2}) / std::sqrt(40.0));
     }
+  }
+}
+
+/// Several changes on a side, some of which share the base's columns, planes beside one another and
+/// coordinates that nothing turns.
+TEST(CircuitMetrics, SizesAtEachOffsetAndTheirMeanAreThoseOfDenseMatrices) {
+  testing::RandomLayer given(0, 30, 4, 2, 8, 6);
+  given.layer.rotary = {Rotary::Layout::interleaved, 6, 1, {1, 0.3, 0.07}, 1.1};
+  given.change.q.gain = 1 + 0.3 * normal({4, 8});
+  given.change.k.gain = 1 + 0.3 * normal({2, 8});
+  given.change.k.full = 0.1 * normal({2, 30, 8});
+  given.change.o.gain = 1 + 0.3 * normal({4, 30});
+  MetricOptions options;
+  options.window = options.curve = {0, 1, 7, 20};
+  for (const Circuit& circuit : circuits(given.layer, given.change)) {
+    const CircuitMetrics found = circuit_metrics(circuit, options);
+    at::Tensor squares = at::zeros({4, 3}, at::kDouble);
+    for (std::int64_t j = 0; j < 4; ++j) {
+      const Circuit turned =
+          at_offset(circuit, static_cast<double>(options.curve[static_cast<std::size_t>(j)]));
+      const at::Tensor base = circuit_factors(turned, false).dense(),
+                       adapted = circuit_factors(turned, true).dense();
+      const auto square = [](const at::Tensor& m) { return m.square().sum({1, 2}); };
+      squares = squares + at::stack({square(base), square(adapted), square(adapted - base)}, 1) / 4;
+      if (!found.curve.defined()) continue;
+      expect_close(found.curve.select(1, j), at::stack({square(base), square(adapted - base)}, 1));
+    }
+    EXPECT_EQ(found.curve.defined(), found.rotary);
+    expect_close(found.fro, squares.sqrt());
+    expect_close(found.split.sum(1), squares.select(1, 2));
+    expect_close(found.gram.sum({1, 2}), squares.select(1, 1));
   }
 }
 
