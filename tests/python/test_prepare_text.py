@@ -3,8 +3,10 @@
 import gzip
 import json
 import lzma
+import re
 import signal
 import subprocess
+import sys
 import time
 import types
 
@@ -218,6 +220,45 @@ def test_held_out_documents(write, tmp_path):
     assert set(half.documents("valid")) <= set(valid)
 
 
+def test_one_file_without_titles_is_held_out_by_its_paragraphs(write, tmp_path):
+    text = "\n\n".join(f"Paragraph number {i}\nhas two lines." for i in range(60))
+    arguments = ("text", "--input", write("a.txt", text), *BYTES, "--valid-fraction", "0.25", "--out")
+    assert "a.txt: no titles; blank lines" in prepare(*arguments, tmp_path / "auto")
+    data = Data(tmp_path / "auto")
+    assert len(data.documents("train")) + len(data.documents("valid")) == 60
+    prepare(*arguments, tmp_path / "blank", "--documents", "blank")
+    assert data.meta == Data(tmp_path / "blank").meta
+    # A title is one, and files are documents where there are several.
+    titled = made(tmp_path, "--input", write("b.txt", WIKI), *BYTES, "--valid-fraction", "0.5", out="titled")
+    assert sorted(titled.documents("train") + titled.documents("valid")) == [FIRST, SECOND]
+    error = refuse("text", "--input", tmp_path / "a.txt", tmp_path / "a.txt", *BYTES, "--valid-fraction", "0.5", "--out",
+                   tmp_path / "two")
+    assert "of 2 documents leaves" in error and "blank lines" not in error
+
+
+def test_too_small_a_share_says_which_is_not(write, tmp_path):
+    text = "\n".join(f"document number {i}" for i in range(30))
+    arguments = ("text", "--input", write("a.txt", text), *BYTES, "--documents", "line", "--out", tmp_path / "out")
+    error = refuse(*arguments, "--valid-fraction", "0.0001")
+    share = re.search(r"from (0\.\d{3}) on", error).group(1)
+    prepare(*arguments, "--valid-fraction", share)
+    assert len(Data(tmp_path / "out").documents("valid")) == 1
+    assert "leaves 'valid' empty" in refuse(*arguments, "--force", "--valid-fraction", f"{float(share) - 0.001:.3f}")
+
+
+def test_after_an_error_what_is_kept_is_said(write, tmp_path):
+    arguments = ("--documents", "line", "--out", tmp_path / "out")
+    path = write("a.txt", "One\nTwo\nThree")
+    error = refuse("text", "--input", path, *BYTES, "--valid-fraction", "0.0001", *arguments)
+    assert f"{tmp_path / 'out' / 'shards'}: 1 finished shards of tokens are kept" in error
+    assert sorted(item.name for item in (tmp_path / "out").iterdir()) == [".lock", "shards"]
+    assert "1 shards of an earlier run were kept" in prepare("text", "--input", path, *BYTES, *arguments)
+    assert Data(tmp_path / "out").documents() == ["One", "Two", "Three"]
+    # Nothing finished, nothing kept.
+    error = refuse("text", "--input", write("b.txt", b"fine\nb\xe4d\n"), *BYTES, "--out", tmp_path / "bad")
+    assert "kept" not in error and [item.name for item in (tmp_path / "bad").iterdir()] == [".lock"]
+
+
 def test_splits_from_files(write, tmp_path):
     data = made(tmp_path, "--input", write("a.txt", "One"), write("b.txt", "Two"), "--valid", write("c.txt", "Three"),
                 "--test", write("d.txt", "Four"), *BYTES)
@@ -345,7 +386,10 @@ def test_damaged_archives_are_refused(write, tmp_path, name):
     (["--tokenizer", "bytes", "--length", "9", "--valid-fraction", "0.5"], "of 1 documents leaves"),
     (["--tokenizer", "bytes", "--length", "9", "--special", "end=x"], "expected KIND=TOKEN"),
     (["--tokenizer", "bytes", "--length", "9", "--special", "eos=nope"], "no token 'nope'"),
-    (["--tokenizer", "./none/at/all", "--length", "9"], "no such file or folder"),
+    (["--tokenizer", "./none/at/all", "--length", "9"], "./none/at/all: no such file or folder; expected"),
+    (["--tokenizer", "none.txt", "--length", "9"], "none.txt: no such file or folder; expected"),
+    (["--tokenizer", "none/tokenizer.json", "--length", "9"], "none/tokenizer.json: no such file or folder"),
+    (["--tokenizer", "one/two/three", "--length", "9"], "one/two/three: no such file or folder"),
     (["--tokenizer", ".", "--length", "9"], "no tokenizer in this folder"),
 ])
 def test_wrong_options_are_explained(write, tmp_path, arguments, says):
@@ -362,6 +406,30 @@ def test_bad_tokenizers_are_refused(tmp_path):
         (tmp_path / name).write_text(content)
         with pytest.raises(DataError, match=says):
             load(str(tmp_path / name))
+
+
+WITHOUT_NETWORK = """
+import sys, types, tokenizers
+from subspace.prepare.__main__ import main
+
+def from_pretrained(name):
+    from huggingface_hub.utils import logging  # as late as the library does it
+    logging.get_logger("huggingface_hub.utils._http").warning("Retrying in 1s")
+    raise Exception("no network\\nat all")
+
+tokenizers.Tokenizer = types.SimpleNamespace(from_pretrained=from_pretrained)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_name_is_asked_for_once_and_without_noise(write, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_NETWORK, "text", "--input", write("a.txt", "One"), "--tokenizer", "org/none",
+         "--length", "9", "--out", tmp_path / "out"], env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and not (tmp_path / "out").exists()
+    first, second = done.stderr.splitlines()
+    assert first == "org/none: no file or folder here; asking the Hugging Face hub"
+    assert "org/none: neither a file" in second and "hub gives (no network); download" in second
 
 
 def test_a_tokenizer_without_an_end_needs_one_named(write, tmp_path):

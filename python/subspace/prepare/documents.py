@@ -6,7 +6,8 @@ The rules (`--documents`):
   blank    blank lines separate documents
   line     every line that is not blank is a document
   file     a file, or a record of .jsonl, .parquet and datasets, is a document
-  auto     titles for a text file that begins with such a line, else file
+  auto     titles for a text file that begins with such a line, else file; but blank for a single
+           text file of which a share is to be held out
 White space around a document is no part of it; one without anything else is none.
 
 A document goes to the tokenizer whole, unless it is longer than PIECE characters: then it is cut
@@ -30,6 +31,7 @@ class Piece:
     first: bool  # begins a document
     size: int    # bytes of UTF-8
     words: int
+    place: float = 1.0  # of its document, where a share is held out (see place)
 
 
 def is_title(line):
@@ -80,6 +82,10 @@ def _may_cut(before, after):
             and not after[0].isspace())
 
 
+def begins_with_title(lines):
+    return is_title(next((line for line in lines if line.strip()), ""))
+
+
 def pieces(lines, rule, is_text):
     """One record's documents as pieces."""
     if rule == "auto":
@@ -101,8 +107,12 @@ def pieces(lines, rule, is_text):
         yield piece
 
 
-def in_held_out(content, fraction):
-    """Whether what has (or begins with) these bytes is held out: decided by them alone, so that equal
-    documents stand on one side and more input moves none."""
+def place(content):
+    """Where from 0 to 1 a document stands that has (or begins with) these bytes: decided by them alone."""
     first = hashlib.sha256(content).digest()[:8]
-    return int.from_bytes(first, "big") < fraction * 2**64
+    return int.from_bytes(first, "big") / 2**64
+
+
+def in_held_out(content, fraction):
+    """Whether it is held out: equal documents stand on one side and more input moves none."""
+    return place(content) < fraction

@@ -6,14 +6,32 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import DataError
+from .progress import say
 
 SHARDS = "shards"
 
 
+def _remove_unfinished(folder):
+    """What no later run goes on from: arrays are made anew from the finished shards."""
+    for stale in [*folder.glob("*.partial.*"), *folder.glob(f"{SHARDS}/*.partial.*"), *folder.glob("*.npy")]:
+        stale.unlink()
+
+
+def _leave(folder):
+    """After an error: finished shards stay, and that is said."""
+    _remove_unfinished(folder)
+    kept = len(list((folder / SHARDS).iterdir()))
+    if kept:
+        say(f"{folder / SHARDS}: {kept} finished shards of tokens are kept; the next run into this folder uses those "
+            "whose text and tokenizer are the same, and removes all when the data is whole")
+    else:
+        (folder / SHARDS).rmdir()
+
+
 @contextmanager
 def new_folder(path, force):
-    """Locks `path` for data to be written into; leftovers of a killed run other than finished shards
-    go. When the block is done, so do the shards."""
+    """Locks `path` for data to be written into; leftovers of a killed or failed run other than
+    finished shards go. When the block is done, so do the shards."""
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder}: a file; --out expects a folder")
@@ -32,8 +50,11 @@ def new_folder(path, force):
             raise DataError(f"{folder}: already holds data (meta.json); --force makes it anew, or give "
                             "another --out")
         (folder / "meta.json").unlink(missing_ok=True)
-        for stale in [*folder.glob("*.partial.*"), *folder.glob(f"{SHARDS}/*.partial.*"), *folder.glob("*.npy")]:
-            stale.unlink()
+        _remove_unfinished(folder)
         (folder / SHARDS).mkdir(exist_ok=True)
-        yield folder
+        try:
+            yield folder
+        except Exception:
+            _leave(folder)
+            raise
         shutil.rmtree(folder / SHARDS)

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from .arrays import write_atomically
-from .documents import in_held_out, pieces
+from .documents import pieces, place
 
 SHARD = 4 << 20  # characters
 AHEAD = 2        # shards in work at once: one is tokenized while another is collected
@@ -54,7 +54,8 @@ def read_shards(sources, split, rule, fraction=0.0):
         for record in source.records():
             for piece in pieces(record, rule, source.is_text):
                 if piece.first and fraction:
-                    name = "valid" if in_held_out(piece.text.encode(), fraction) else split
+                    piece.place = place(piece.text.encode())
+                    name = "valid" if piece.place < fraction else split
                 shard = open_shards.get(name) or new(name)
                 shard.add(piece)
                 if shard.length >= SHARD:

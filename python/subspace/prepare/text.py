@@ -1,5 +1,6 @@
 """`python -m subspace.prepare text`: documents to rows of tokens."""
 
+import math
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ import numpy as np
 
 from . import tokenizer as tokenizers
 from .arrays import ArrayWriter, made_by, write_atomically, write_meta
-from .documents import RULES
+from .documents import RULES, begins_with_title
 from .errors import DataError
 from .folder import SHARDS, new_folder
 from .progress import Progress, duration, say, size
@@ -46,7 +47,8 @@ def add_options(parser):
     parser.add_argument("--pack", action="store_true", help="documents follow each other without regard to rows")
     parser.add_argument("--documents", choices=RULES, default="auto",
                         help="what begins a document: titles ('= Title ='), blank lines, each line, each file or "
-                             "record; auto (default): titles where a text file begins with one, else file")
+                             "record; auto (default): titles where a text file begins with one, else file, or blank "
+                             "for one text file of which a share is held out")
     parser.add_argument("--field", default="text", help="field or column that holds the text (default: text)")
 
 
@@ -72,8 +74,10 @@ class _Split:
     words: int = 0
     bytes: int = 0
     text_tokens: int = 0
+    lowest: float = 1.0  # place of a document, where a share is held out
 
     def add(self, shard, ids, counts):
+        self.lowest = min([self.lowest, *(piece.place for piece in shard.pieces)])
         self.documents += sum(piece.first for piece in shard.pieces)
         self.words += sum(piece.words for piece in shard.pieces)
         self.bytes += sum(piece.size for piece in shard.pieces)
@@ -93,8 +97,8 @@ class _Split:
 
 
 class _Job:
-    def __init__(self, options, folder, tokenizer, style):
-        self.options, self.folder, self.tokenizer = options, folder, tokenizer
+    def __init__(self, options, rule, folder, tokenizer, style):
+        self.options, self.rule, self.folder, self.tokenizer = options, rule, folder, tokenizer
         pad = tokenizer.pad_id(style)
         self.layout = Layout(options.length, style, tokenizer.special, pad)
         self.dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
@@ -119,7 +123,7 @@ class _Job:
         if fraction:
             self.open_split("valid", sources)
         kept = 0
-        shards = read_shards(sources, name, self.options.documents, fraction)
+        shards = read_shards(sources, name, self.rule, fraction)
         for shard, ids, counts, was_there in tokenized(shards, self.folder / SHARDS, self.tokenizer):
             self.splits[shard.split].add(shard, ids, counts)
             if was_there:
@@ -142,11 +146,17 @@ class _Job:
 
     def nothing_in(self, name, split):
         names = ", ".join(source.name for source in split.sources)
-        parts = [self.splits[part].documents for part in ("train", "valid") if part in self.splits]
-        if self.options.valid_fraction and name != "test" and sum(parts):
-            return (f"{names}: --valid-fraction {self.options.valid_fraction} of {sum(parts)} documents leaves '{name}' "
-                    "empty; choose another share, let --documents find more of them, or name files with --valid")
+        documents = sum(self.splits[part].documents for part in ("train", "valid") if part in self.splits)
+        if self.options.valid_fraction and name != "test" and documents:
+            return (f"{names}: --valid-fraction {self.options.valid_fraction} of {documents} documents leaves '{name}' "
+                    f"empty; {self.other_share(name, documents)}")
         return f"{names}: no text for '{name}'; expected at least one word"
+
+    def other_share(self, name, documents):
+        if name == "train" or documents == 1:
+            return "choose another share, let --documents (blank, line) find more of them, or name files with --valid"
+        share = math.floor(self.splits["train"].lowest * 1000 + 1) / 1000  # just above the lowest place
+        return f"choose a larger one (from {share:.3f} on it holds one out), or name files with --valid"
 
 
 def _sources(options):
@@ -162,12 +172,25 @@ def _check(options):
         raise DataError(f"--valid-fraction {options.valid_fraction}: expected a share from 0 to below 1")
 
 
+def _rule(options, sources):
+    """What --documents means: of one text file that is one document no share could be held out."""
+    only = sources["train"][0]
+    alone = len(sources["train"]) == 1 and only.is_text
+    if options.documents != "auto" or not options.valid_fraction or not alone:
+        return options.documents
+    if begins_with_title(next(only.records())):
+        return "titles"
+    say(f"{only.name}: no titles; blank lines are taken to separate its documents (--documents blank)")
+    return "blank"
+
+
 def run(options):
     _check(options)
     sources = _sources(options)
+    rule = _rule(options, sources)
     tokenizer, style = load_tokenizer(options, least=1)
     with new_folder(options.out, options.force) as folder:
-        job = _Job(options, folder, tokenizer, style)
+        job = _Job(options, rule, folder, tokenizer, style)
         progress = Progress("tokenizing", sum(s.size for group in sources.values() for s in group))
         before = 0
         with job.files:
@@ -181,7 +204,7 @@ def run(options):
         meta = write_meta(folder, {
             "kind": "text", "style": style, "length": options.length, "packed": options.pack, "tokenizer": entry,
             "pad_id": job.layout.pad, "splits": entries,
-            "made_by": made_by({"documents": options.documents, "valid_fraction": options.valid_fraction}),
+            "made_by": made_by({"documents": rule, "valid_fraction": options.valid_fraction}),
         })
     report(meta, folder, progress)
 

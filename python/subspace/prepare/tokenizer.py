@@ -5,10 +5,12 @@
 
 import hashlib
 import json
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from .errors import DataError
+from .progress import say
 
 # The names that the well-known vocabularies give to each.
 NAMES = {
@@ -172,13 +174,34 @@ def _bytes():
     return backend
 
 
+def _means_a_path(name):
+    """Whether no repository of the hub can be meant: those are NAME or ORG/NAME."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith((".txt", ".json"))
+
+
+@contextmanager
+def _quiet_hub():
+    """Without the client's warnings about each attempt: what came of them is said once, by us."""
+    from huggingface_hub.utils import logging as hub
+
+    level = hub.get_verbosity()
+    hub.set_verbosity(hub.CRITICAL)
+    try:
+        yield
+    finally:
+        hub.set_verbosity(level)
+
+
 def _from_hub(name):
     from tokenizers import Tokenizer
 
-    if "/" in name and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise DataError(f"{name}: no such file or folder")
+    if _means_a_path(name):
+        raise DataError(f"{name}: no such file or folder; expected a tokenizer.json, a WordPiece vocabulary (.txt), "
+                        "a folder with a tokenizer, a name on the Hugging Face hub, or 'bytes'")
+    say(f"{name}: no file or folder here; asking the Hugging Face hub")
     try:
-        return Tokenizer.from_pretrained(name)
+        with _quiet_hub():
+            return Tokenizer.from_pretrained(name)
     except Exception as error:  # network, missing repository, no tokenizer.json: all plain Exception
         reason = str(error).split("\n")[0][:200]
         raise DataError(f"{name}: neither a file or folder here nor a tokenizer that the Hugging Face hub "
