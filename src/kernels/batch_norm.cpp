@@ -188,7 +188,7 @@ void over_rows(std::int64_t rows, int threads, const Work& work) {
 
 template <Element kElement>
 void column_moments(const ColumnMoments& p, int threads) {
-  const RowPieces cut = row_pieces(p.rows, kBatchNormPieces);
+  const RowPieces cut = batch_norm_pieces(p.rows);
   over_batch(cut.pieces, threads, [&](std::int64_t piece) {
     float* mean = p.partial + piece * 2 * p.width;
     moments_of_piece<kElement>(p, piece * cut.rows, std::min(p.rows, (piece + 1) * cut.rows), mean,
@@ -203,7 +203,7 @@ void column_moments(const ColumnMoments& p, int threads) {
 template <Element kElement>
 void batch_norm_halves_grad(const BatchNormHalvesGrad& q, int threads) {
   const BatchNormHalves& p = q.forward;
-  const RowPieces cut = row_pieces(p.rows, kBatchNormPieces);
+  const RowPieces cut = batch_norm_pieces(p.rows);
   const std::int64_t width = p.width();
   over_batch(cut.pieces, threads, [&](std::int64_t piece) {
     float* bias = q.partial + piece * 2 * width;
@@ -221,7 +221,7 @@ void batch_norm_halves_grad(const BatchNormHalvesGrad& q, int threads) {
 }  // namespace
 
 std::int64_t column_moments_workspace(std::int64_t rows, std::int64_t width) {
-  return row_pieces(rows, kBatchNormPieces).pieces * 2 * width;
+  return batch_norm_pieces(rows).pieces * 2 * width;
 }
 
 void column_moments_cpu(const ColumnMoments& p, int threads) {

@@ -11,7 +11,7 @@ namespace {
 // A block takes kGroups runs of columns, each of one vector (or one value where halves do not fill
 // vectors), and a piece of the rows; kLanes rows of it at a time. A thread keeps to its columns.
 constexpr int kGroups = 32, kLanes = 8;
-constexpr std::int64_t kRunPieces = 4 * kBatchNormPieces;  // where nothing is summed
+constexpr std::int64_t kRunPieces = 528;  // where nothing is summed
 
 __host__ __device__ std::int64_t width_of(const BatchNormHalves& p) { return p.heads * 2 * p.half; }
 
@@ -264,8 +264,8 @@ __global__ void __launch_bounds__(kGroups* kLanes)
 struct Launch {
   RowPieces cut;
   dim3 grid;
-  Launch(std::int64_t rows, std::int64_t width, int values, std::int64_t pieces)
-      : cut(row_pieces(rows, pieces)),
+  Launch(const RowPieces& pieces, std::int64_t width, int values)
+      : cut(pieces),
         grid(static_cast<unsigned>((width + kGroups * values - 1) / (kGroups * values)),
              static_cast<unsigned>(cut.pieces)) {}
 };
@@ -273,24 +273,24 @@ const dim3 kBlock(kGroups, kLanes);
 
 template <Element kElement, int kValues>
 void run(const ColumnMoments& p, cudaStream_t stream) {
-  const Launch launch(p.rows, p.width, kValues, kBatchNormPieces);
+  const Launch launch(batch_norm_pieces(p.rows), p.width, kValues);
   moments_of_pieces<kElement, kValues><<<launch.grid, kBlock, 0, stream>>>(p, launch.cut.rows);
 }
 
 template <Element kElement, int kValues>
 void run(const BatchNormHalves& p, cudaStream_t stream) {
-  const Launch launch(p.rows, width_of(p), kValues, kRunPieces);
+  const Launch launch(row_pieces(p.rows, kRunPieces), width_of(p), kValues);
   normalise<kElement, kValues><<<launch.grid, kBlock, 0, stream>>>(p, launch.cut.rows);
 }
 
 template <Element kElement, int kValues>
 void run(const BatchNormHalvesGrad& q, cudaStream_t stream) {
   const std::int64_t rows = q.forward.rows, width = width_of(q.forward);
-  const Launch sums(rows, width, kValues, kBatchNormPieces);
+  const Launch sums(batch_norm_pieces(rows), width, kValues);
   sums_of_pieces<kElement, kValues><<<sums.grid, kBlock, 0, stream>>>(q, sums.cut.rows);
   add_column_sums_cuda(q.partial, sums.cut.pieces, 2 * width, width, q.grad_bias, stream);
   add_column_sums_cuda(q.partial + width, sums.cut.pieces, 2 * width, width, q.grad_weight, stream);
-  const Launch launch(rows, width, kValues, kRunPieces);
+  const Launch launch(row_pieces(rows, kRunPieces), width, kValues);
   backward<kElement, kValues><<<launch.grid, kBlock, 0, stream>>>(q, launch.cut.rows);
 }
 
@@ -323,7 +323,7 @@ void column_moments_cuda(const ColumnMoments& p, Stream stream) {
     return;
   }
   choose(p, p.element, p.width, on);
-  const RowPieces cut = row_pieces(p.rows, kBatchNormPieces);
+  const RowPieces cut = batch_norm_pieces(p.rows);
   const auto blocks = static_cast<unsigned>((p.width + kJoinColumns - 1) / kJoinColumns);
   const dim3 threads(kJoinColumns, kJoinLanes);
   if (p.element == Element::f32) {

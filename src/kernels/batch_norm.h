@@ -1,7 +1,9 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
+#include "kernels/column_sums.h"
 #include "kernels/device.h"
 #include "kernels/element.h"
 
@@ -77,9 +79,11 @@ struct BatchNormHalvesGrad {
   float* partial = nullptr;
 };
 
-/// Runs of rows whose sums are made apart: one for each multiprocessor of the GPU this was tuned
-/// on.
-constexpr std::int64_t kBatchNormPieces = 132;
+/// Runs of rows whose sums are made apart: of 64 rows or more, at most one for each multiprocessor
+/// of the GPU that this was tuned on.
+inline RowPieces batch_norm_pieces(std::int64_t rows) {
+  return row_pieces(rows, std::clamp<std::int64_t>(rows / 64, 1, 132));
+}
 
 std::int64_t column_moments_workspace(std::int64_t rows, std::int64_t width);
 

@@ -61,7 +61,7 @@ MomentsResult moments(Backend backend, Element element, const Case& c) {
 
 void expect_moments(const Case& c, const MomentsResult& got) {
   const MomentsResult want = column_moments_reference(c.x, c.width());
-  const RowPieces cut = row_pieces(c.rows, kBatchNormPieces);
+  const RowPieces cut = batch_norm_pieces(c.rows);
   const double terms = static_cast<double>(cut.rows + cut.pieces + 12) * unit();
   Doubles mean_bound, variance_bound;
   for (std::int64_t column = 0; column < c.width(); ++column) {
