@@ -18,13 +18,39 @@ const char* name_of(Kind kind) {
                                   : "spectra of `subspace spectra`";
 }
 
-/// A folder of spectra where nothing says otherwise: what it lacks is then named.
+/// What is there in the place of results, and what to do about it.
+[[noreturn]] void refuse(const fs::path& folder) {
+  std::error_code status;
+  if (!fs::exists(folder, status)) {
+    fail(ErrorCode::NotFound,
+         "{}: no such folder; expected one that `subspace spectra`, `train`, "
+         "`finetune`, `sweep` or `ethos inspect` has written",
+         folder.string());
+  }
+  if (!fs::is_directory(folder, status)) {
+    fail(ErrorCode::NotFound, "{}: a file; expected the folder that holds results",
+         folder.string());
+  }
+  if (fs::exists(folder / "heads.json", status)) {
+    fail(ErrorCode::NotFound,
+         "{}: holds what `subspace lora heads` found; `subspace lora report` "
+         "makes its page",
+         folder.string());
+  }
+  fail(ErrorCode::NotFound,
+       "{}: no results in this folder{}; expected summary.json (of `subspace spectra`; a run that "
+       "was interrupted goes on with --resume), run.json there or below (`train`, `finetune`), "
+       "sweep.json (`sweep`) or experts.json (`ethos inspect`)",
+       folder.string(), fs::exists(folder / "meta.json", status) ? ", but data to train on" : "");
+}
+
 Kind kind_of(const fs::path& folder) {
   std::error_code status;
   if (fs::exists(folder / "summary.json", status)) return Kind::spectra;
   if (fs::exists(folder / "sweep.json", status)) return Kind::sweep;
   if (fs::exists(folder / "experts.json", status)) return Kind::experts;
-  return holds_training(folder) ? Kind::training : Kind::spectra;
+  if (holds_training(folder)) return Kind::training;
+  refuse(folder);
 }
 
 void write_page_of(const std::vector<fs::path>& folders, const fs::path& out,

@@ -274,6 +274,21 @@ def test_an_unwritable_folder_is_an_error(program, model, tmp_path):
     assert error["code"] == "io" and "file" in error["message"]
 
 
-def test_report_of_what_is_no_run(program, tmp_path):
-    error = refusal(program, "report", tmp_path, "--out", tmp_path / "r.html")
-    assert "summary.json" in error["message"] and not (tmp_path / "r.html").exists()
+@pytest.mark.parametrize("file, says", [
+    (None, "none: no such folder"),
+    ("none", "none: a file"),
+    ("none/nothing.txt", "none: no results in this folder; expected summary.json"),
+    ("none/meta.json", "none: no results in this folder, but data to train on; expected summary.json"),
+    ("none/heads.json", "`subspace lora report`"),
+])
+def test_report_of_what_is_no_run(program, tmp_path, file, says):
+    if file:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("{}")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    # Also beside results of another kind, which it does not have either.
+    for folders in (["none"], ["none", "run"], ["run", "none"]):
+        error = refusal(program, "report", *(tmp_path / name for name in folders), "--out", tmp_path / "r.html")
+        assert error["code"] == "not_found" and says in error["message"]
+        assert not (tmp_path / "r.html").exists()
