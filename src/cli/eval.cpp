@@ -56,7 +56,7 @@ void add_eval(CLI::App& app, const GlobalOptions& globals) {
       "Loss of a run (or of any model that `forward` runs) on the held-out rows of a data folder:\n"
       "nats a predicted token, perplexity = exp(loss), accuracy, tokens. Masked models are given\n"
       "the same masks every time. word_perplexity = exp(loss * text tokens / words) compares\n"
-      "across tokenizers.");
+      "across tokenizers, masked models with masked models alone.");
   command->add_option("run", arguments->run, "folder of a run or MODEL")->required();
   command->add_option("--data", arguments->data, "folder of subspace.prepare")->required();
   command->add_option("--dtype", arguments->dtype, "weights and arithmetic")

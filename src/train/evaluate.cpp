@@ -49,7 +49,7 @@ Evaluation evaluate(const nn::Model& model, const Batches& batches, c10::Device 
   out.loss = loss.item<double>() / static_cast<double>(out.count);
   out.accuracy = hits.item<double>() / static_cast<double>(out.count);
   const auto words = static_cast<double>(batches.held_out_words());
-  if (words > 0 && model.config().task == nn::Task::causal_lm) {
+  if (words > 0 && !out.classes) {
     out.word_perplexity =
         std::exp(out.loss * static_cast<double>(batches.held_out_text_tokens()) / words);
   }

@@ -27,7 +27,8 @@ struct Evaluation {
   double accuracy = 0;     ///< share of targets that have the largest logit
   std::int64_t count = 0;  ///< predicted tokens, or images or texts that were classified
   bool classes = false;    ///< the latter: a perplexity would say nothing
-  /// exp(loss * text tokens / words): comparable across tokenizers; 0 where words are unknown.
+  /// exp(loss * text tokens / words): comparable across tokenizers; 0 where words are unknown. Of a
+  /// masked model the loss of a token is that of the masked ones: beside no decoder's.
   double word_perplexity = 0;
 };
 /// At most `rows` of them; 0: all. Throws NotFound if the data has no held-out rows.

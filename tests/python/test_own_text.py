@@ -1,5 +1,7 @@
 """What the documents tell a newcomer to do with a text file of one's own, done as written."""
 
+import json
+import math
 import os
 import random
 import re
@@ -9,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from oracle.program import run
+from prepare_tool import Data, prepare
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = "the river cold stone of people small town walked home rain bread songs children ships winter".split()
@@ -35,6 +39,23 @@ def own_text(folder):
                   for _ in range(60)]
     (folder / "mine.txt").write_text("\n\n".join("\n".join(lines) for lines in paragraphs) + "\n")
     (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *WORDS]) + "\n")
+
+
+@pytest.mark.parametrize("style, length", [("decoder", 128), ("encoder", 64)])
+def test_perplexity_of_a_word_spreads_the_loss_over_words(program, tmp_path, style, length):
+    own_text(tmp_path)
+    prepare("text", "--input", tmp_path / "mine.txt", "--documents", "blank", "--valid-fraction", "0.1", "--tokenizer",
+            "bytes", "--style", style, "--length", length, "--out", tmp_path / "data")
+    made = run(program, "init", ROOT / "configs" / f"tiny-{style}-mla-o.json", "--out", tmp_path / "model")
+    assert made.returncode == 0, made.stderr
+    done = run(program, "--json", "--device", "cpu", "--threads", 1, "eval", tmp_path / "model", "--data",
+               tmp_path / "data")
+    assert done.returncode == 0, done.stderr
+    found, valid = json.loads(done.stdout), Data(tmp_path / "data").meta["splits"]["valid"]
+    # Bytes: a word is several tokens, and the end of a document is no text.
+    assert valid["words"] * 3 < valid["text_tokens"] < valid["tokens"]
+    assert found["word_perplexity"] == pytest.approx(
+        math.exp(found["loss"] * valid["text_tokens"] / valid["words"]), rel=1e-9)
 
 
 @pytest.mark.parametrize("document, at_least", [("README.md", 6), ("docs/training.md", 3), ("docs/data.md", 4)])
