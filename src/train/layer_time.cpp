@@ -9,6 +9,7 @@
 #include <functional>
 
 #include "nn/attention.h"
+#include "train/device_info.h"
 #include "train/optimizer.h"
 
 namespace subspace::train {
@@ -27,10 +28,8 @@ double milliseconds_of(const std::function<void()>& pass) {
 Json layer_time(const Experiment& experiment, c10::Device device, double seconds) {
   const nn::ModelConfig config = nn::read_model_config(experiment.model, experiment.where);
   const Settings settings = read_settings(experiment.train, experiment.where);
-  const bool narrow =
-      settings.precision == "bfloat16" || (settings.precision == "auto" && !device.is_cpu());
   nn::Parameters::Options options;
-  options.tensor = at::TensorOptions(device).dtype(narrow ? at::kBFloat16 : at::kFloat);
+  options.tensor = at::TensorOptions(device).dtype(chosen_dtype(settings, device));
   options.range = config.initializer_range;
   options.seed = settings.seed;
   // As in training: a stream of its own, and gradients that are summed in float32 on a GPU.

@@ -7,7 +7,9 @@
 #include "base/interrupt.h"
 #include "base/progress.h"
 #include "train/alignment.h"
+#include "train/device_info.h"
 #include "train/layer_time.h"
+#include "train/provenance.h"
 #include "train/sweep_table.h"
 
 namespace subspace::train {
@@ -67,8 +69,18 @@ class Sweep {
     return out;
   }
 
+  /// All that a run's numbers depend on.
   Json asked_for(const SweepRun& run) const {
-    return {{"model", run.experiment.model}, {"train", run.experiment.train}};
+    const Settings settings = read_settings(run.experiment.train, run.experiment.where);
+    Json json = {{"model", run.experiment.model}, {"train", run.experiment.train}};
+    json["dtype"] = dtype_name(chosen_dtype(settings, options_.device));
+    if (plan_.measure == SweepPlan::Measure::training) {
+      json["data"] = options_.data->meta().id;
+      json["alignment"] = plan_.alignment;
+    } else {
+      json["device"] = device_name(options_.device);
+    }
+    return json;
   }
 
   Json numbers_of(const SweepRun& run) const {
@@ -76,12 +88,7 @@ class Sweep {
     const fs::path result = folder / "result.json";
     if (fs::exists(result)) {
       const Json before = read_json_file(result);
-      if (before.at("asked_for") != asked_for(run)) {
-        fail(ErrorCode::InvalidValue,
-             "{}: was made from other settings than the sweep asks for now; remove the folder, or "
-             "choose another --out",
-             folder.string());
-      }
+      require_same_request(folder, before, asked_for(run));
       return before.at("numbers");
     }
     create_folder(folder);

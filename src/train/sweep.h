@@ -21,9 +21,9 @@ struct SweepOptions {
 ///   sweep.json, runs.csv, table.csv   what is known so far, written anew behind every run
 ///
 /// Runs that are done are kept, one that was interrupted goes on from its last checkpoint: started
-/// again, a sweep ends with the numbers of one that was not disturbed. Throws InvalidValue if a
-/// finished run was made from other settings than the sweep now asks for; as train(). Returns the
-/// table.
+/// again, a sweep ends with the numbers of one that was not disturbed. Throws InvalidValue, naming
+/// what differs, if a finished run was made from other settings or other data than the sweep now
+/// asks for, or timed on another device; as train(). Returns the table.
 Json run_sweep(const SweepPlan& plan, const SweepOptions& options);
 
 }  // namespace subspace::train

@@ -15,6 +15,7 @@
 #include "base/interrupt.h"
 #include "base/progress.h"
 #include "base/version.h"
+#include "train/device_info.h"
 #include "train/engine.h"
 #include "train/flops.h"
 #include "train/run_state.h"
@@ -28,12 +29,6 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-c10::ScalarType chosen_dtype(const Settings& settings, c10::Device device) {
-  const bool narrow =
-      settings.precision == "bfloat16" || (settings.precision == "auto" && !device.is_cpu());
-  return narrow ? at::kBFloat16 : at::kFloat;
 }
 
 nn::ModelConfig model_to_train(const Experiment& experiment) {
@@ -142,7 +137,7 @@ class Run {
     json["data"] = batches_->id();
     if (adapter_) json["adapter"] = experiment_.adapter;
     if (!experiment_.base.empty()) json["base"] = experiment_.base;
-    json["dtype"] = dtype_ == at::kBFloat16 ? "bfloat16" : "float32";
+    json["dtype"] = dtype_name(dtype_);
     return json;
   }
 

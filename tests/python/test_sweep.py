@@ -90,6 +90,34 @@ def test_finished_runs_of_other_settings_are_refused(program, data, tmp_path):
     write(tmp_path, grid={}, seeds=[0], set={"steps": 7})
     done = run(program, "sweep", file, "--data", data, "--out", out)
     assert done.returncode == 1 and "other settings" in done.stderr
+    assert "train.steps was 6 and is now 7" in done.stderr and len(done.stderr) < 600
+
+
+def change_request(folder, name, value):
+    """What a finished run says it was asked for, with one field otherwise or (None) not there."""
+    result = json.loads((folder / "result.json").read_text())
+    if value is None:
+        del result["asked_for"][name]
+    else:
+        result["asked_for"][name] = value
+    (folder / "result.json").write_text(json.dumps(result))
+
+
+def test_finished_runs_of_other_data_are_refused(program, data, tmp_path):
+    out = tmp_path / "out"
+    file = write(tmp_path, grid={}, seeds=[0])
+    assert run(program, "sweep", file, "--data", data, "--out", out).returncode == 0
+    other = prepare(tmp_path / "text", "decoder", seed=2)
+    ids = [json.loads((folder / "meta.json").read_text())["id"] for folder in (data, other)]
+    done = run(program, "sweep", file, "--data", other, "--out", out)
+    assert done.returncode == 1
+    assert f'data was "{ids[0]}" and is now "{ids[1]}"' in done.stderr
+    write(tmp_path, grid={}, seeds=[0], alignment=False)
+    done = run(program, "sweep", file, "--data", data, "--out", out)
+    assert done.returncode == 1 and "alignment was true and is now false" in done.stderr
+    change_request(next((out / "runs").iterdir()), "data", None)
+    done = run(program, "sweep", file, "--data", data, "--out", out)
+    assert done.returncode == 1 and "'data'" in done.stderr and "older version" in done.stderr
 
 
 def test_data_is_asked_for(program, tmp_path):
@@ -105,6 +133,21 @@ def test_times_of_layers_need_no_data(program, tmp_path):
         numbers = row["numbers"]
         assert 0 < numbers["milliseconds_low"] <= numbers["milliseconds"]
         assert numbers["passes"] >= 5
+
+
+def test_times_of_another_device_are_refused(program, tmp_path):
+    file = write(tmp_path, measure="layer_time", alignment=False, seeds=[0], grid={})
+    command = ("--device", "cpu", "sweep", file, "--out", tmp_path / "out")
+    assert run(program, *command).returncode == 0
+    assert run(program, *command).returncode == 0
+    folder = next((tmp_path / "out" / "runs").iterdir())
+    change_request(folder, "device", "NVIDIA H200")
+    done = run(program, *command)
+    assert done.returncode == 1 and 'device was "NVIDIA H200" and is now "cpu"' in done.stderr
+    change_request(folder, "device", "cpu")
+    change_request(folder, "dtype", "bfloat16")
+    done = run(program, *command)
+    assert done.returncode == 1 and 'dtype was "bfloat16" and is now "float32"' in done.stderr
 
 
 def shipped():
