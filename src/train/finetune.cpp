@@ -5,6 +5,7 @@
 
 #include "base/atomic_file.h"
 #include "base/error.h"
+#include "train/provenance.h"
 #include "train/sweep_table.h"
 
 namespace subspace::train {
@@ -30,21 +31,6 @@ Json classifier_config(const fs::path& base, const std::vector<std::string>& cla
     json["label2id"][classes[i]] = i;
   }
   return json;
-}
-
-/// Where a run says what it was trained on: beside its last step, or above its checkpoints.
-void check_tokenizer(const fs::path& base, const TokenizerMeta& data) {
-  for (const fs::path& folder : {base, base.parent_path().parent_path()}) {
-    const fs::path path = folder / "run.json";
-    if (!fs::exists(path)) continue;
-    const Json run = read_json_file(path);
-    const auto found = Fields(run, path.string()).object_if("tokenizer");
-    if (!found || found->string("sha256") == data.sha256) return;
-    fail(ErrorCode::InvalidValue,
-         "{}: the model was trained on tokens of '{}' (sha256 {:.8}), the data has those of '{}' "
-         "({:.8}); prepare the data with the model's tokenizer",
-         path.string(), found->string("name"), found->string("sha256"), data.name, data.sha256);
-  }
 }
 
 Json default_training() {
@@ -81,7 +67,9 @@ class Finetuning {
       fail(ErrorCode::NotFound,
            "the data has no held-out rows to classify; prepare it with a valid split");
     }
-    check_tokenizer(options.base, options.data->meta().tokenizer);
+    const TokenizerMeta& tokenizer = options.data->meta().tokenizer;
+    check_tokenizer(options.base, {{"name", tokenizer.name}, {"sha256", tokenizer.sha256}});
+    weights_ = weights_sha256(options.base);
     create_folder(options.out);
   }
 
@@ -103,14 +91,14 @@ class Finetuning {
   Json of_seed(std::uint64_t seed) const {
     const fs::path folder = options_.out / fmt::format("seed_{}", seed);
     const Experiment experiment = finetuning(options_, seed);
-    const Json asked_for = {{"model", experiment.model}, {"train", experiment.train}};
+    const Json asked_for = {{"model", experiment.model},
+                            {"train", experiment.train},
+                            {"data", options_.data->meta().id},
+                            {"base_sha256", weights_}};
     if (options_.resume && fs::exists(folder / "result.json")) {
       Json before = read_json_file(folder / "result.json");
-      if (before.at("asked_for") == asked_for) return before;
-      fail(ErrorCode::InvalidValue,
-           "{}: was made from other settings than are asked for now; take the former, or another "
-           "--out",
-           folder.string());
+      require_same_request(folder, before, asked_for);
+      return before;
     }
     RunOptions run;
     run.out = folder;
@@ -147,6 +135,7 @@ class Finetuning {
   }
 
   const FinetuneOptions& options_;
+  std::string weights_;  // SHA-256 of the base's
 };
 
 }  // namespace

@@ -31,8 +31,8 @@ struct FinetuneOptions {
 ///
 /// With `resume` finished seeds are kept and an interrupted one goes on, to the same bits as
 /// train() does. Throws InvalidValue: a base that is no encoder, or whose run had another tokenizer
-/// than the data (both named); a finished seed of other settings; as train(), open_batches. Returns
-/// result.json.
+/// than the data (both named); a finished seed of other settings, of another base's weights or of
+/// other data (what differs is named); as train(), open_batches. Returns result.json.
 Json finetune(const FinetuneOptions& options);
 
 /// What train() is given for one seed.

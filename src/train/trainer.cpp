@@ -18,6 +18,7 @@
 #include "train/device_info.h"
 #include "train/engine.h"
 #include "train/flops.h"
+#include "train/provenance.h"
 #include "train/run_state.h"
 #include "train/usage.h"
 
@@ -136,7 +137,7 @@ class Run {
     json["train"] = to_json(settings_);
     json["data"] = batches_->id();
     if (adapter_) json["adapter"] = experiment_.adapter;
-    if (!experiment_.base.empty()) json["base"] = experiment_.base;
+    if (adapter_) json["base"] = experiment_.base;
     json["dtype"] = dtype_name(dtype_);
     return json;
   }
@@ -147,6 +148,10 @@ class Run {
     create_folder(options_.out / "checkpoints");
     if (!fs::exists(path)) {
       Json run = identity();
+      if (from_weights()) {
+        run["base"] = experiment_.base;
+        run["base_sha256"] = weights_sha256(experiment_.base);
+      }
       run["program"] = {{"version", version()}, {"commit", git_commit()}, {"compiler", compiler()}};
       run["device"] = options_.device.str();
       run["tokenizer"] = batches_->tokenizer();
@@ -158,31 +163,39 @@ class Run {
            "{}: holds a run already; --resume goes on with it, or choose another --out",
            options_.out.string());
     }
-    const Json before = read_json_file(path), now = identity();
-    refuse_changes("", before, now);
+    refuse_changes(read_json_file(path));
     const auto steps = checkpoint_steps(options_.out);
     return steps.empty() ? 0 : steps.back();
   }
 
-  /// Names the first field of `now` that `before` has otherwise.
-  void refuse_changes(const std::string& name, const Json& before, const Json& now) const {
-    for (const auto& [key, value] : now.items()) {
-      const std::string inner = name.empty() ? key : name + "." + key;
-      const Json old = before.contains(key) ? before.at(key) : Json();
-      if (old.is_object() && value.is_object()) {
-        refuse_changes(inner, old, value);
-      } else if (old != value) {
-        fail(ErrorCode::InvalidValue,
-             "{}: cannot be resumed: {} was {} and is now {}; take the former, or another --out",
-             options_.out.string(), inner, old.dump(), value.dump());
-      }
+  /// Whether the model begins with the weights of another and is trained whole.
+  bool from_weights() const { return !experiment_.base.empty() && !adapter_; }
+
+  /// Of what a run's folder says, all that decides its numbers must be as it is now.
+  void refuse_changes(const Json& before) const {
+    Json was = Json::object();
+    for (const char* name : {"model", "train", "data", "adapter", "dtype"}) {
+      if (before.contains(name)) was[name] = before.at(name);
     }
-    for (const auto& [key, value] : before.items()) {
-      if (name.empty() || now.contains(key)) continue;
-      fail(ErrorCode::InvalidValue,
-           "{}: cannot be resumed: {}.{} was {} and is now absent; give it, or another --out",
-           options_.out.string(), name, key, value.dump());
+    if (adapter_ && before.contains("base")) was["base"] = before.at("base");
+    const std::string found = first_difference(was, identity());
+    if (!found.empty()) {
+      fail(ErrorCode::InvalidValue, "{}: cannot be resumed: {}; take the former, or another --out",
+           options_.out.string(), found);
     }
+    const std::string old = before.contains("base_sha256") && before.at("base_sha256").is_string()
+                                ? before.at("base_sha256").get<std::string>()
+                                : "";
+    const std::string now = from_weights() ? weights_sha256(experiment_.base) : "";
+    if (old == now) return;
+    auto shown = [](const std::string& hash) {
+      return hash.empty() ? "none that it knows of" : "those of SHA-256 " + hash.substr(0, 8);
+    };
+    fail(ErrorCode::InvalidValue,
+         "{}: cannot be resumed: the weights that it began with were {} and are now {} ({}); take "
+         "the former, or another --out",
+         options_.out.string(), shown(old), shown(now),
+         from_weights() ? experiment_.base : "random");
   }
 
   /// The passes of a step, made on another thread while the step before is computed.

@@ -158,6 +158,52 @@ def test_a_finished_seed_of_other_settings_is_refused(program, base, data, tuned
     assert result.returncode == 1 and "other settings" in result.stderr
 
 
+def move_weights(folder):
+    """Other weights of the same shapes."""
+    path = folder / "model.safetensors"
+    save_file({name: tensor + 0.125 for name, tensor in load_file(path).items()}, path)
+
+
+def test_a_finished_seed_of_another_base_is_refused(program, base, data, tuned, tmp_path):
+    shutil.copytree(tuned, tmp_path / "out")
+    shutil.copytree(base, tmp_path / "base")
+    command = (data, tmp_path / "out", "--seeds", "0,1", "--epochs", 4, "--resume")
+    kept = finetune(program, tmp_path / "base", *command)
+    assert kept.returncode == 0, kept.stderr  # the same weights, wherever they lie
+    move_weights(tmp_path / "base")
+    result = finetune(program, tmp_path / "base", *command)
+    assert result.returncode == 1 and "base_sha256 was" in result.stderr and "seed_0" in result.stderr
+    # What the folder says of its numbers is still so.
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["runs"] == json.loads(
+        (tuned / "result.json").read_text())["runs"]
+
+
+def test_a_finished_seed_of_other_data_is_refused(program, base, data, tuned, tmp_path):
+    shutil.copytree(tuned, tmp_path / "out")
+    other = sst2(tmp_path, length=16)
+    result = finetune(program, base, other, tmp_path / "out", "--seeds", "0,1", "--epochs", 4, "--resume")
+    assert result.returncode == 1 and "data was" in result.stderr and "seed_0" in result.stderr
+
+
+def test_a_finished_seed_that_does_not_name_its_base_is_refused(program, base, data, tuned, tmp_path):
+    shutil.copytree(tuned, tmp_path / "out")
+    path = tmp_path / "out" / "seed_0" / "result.json"
+    old = json.loads(path.read_text())
+    del old["asked_for"]["base_sha256"]
+    path.write_text(json.dumps(old))
+    result = finetune(program, base, data, tmp_path / "out", "--seeds", "0,1", "--epochs", 4, "--resume")
+    assert result.returncode == 1 and "'base_sha256'" in result.stderr and "older version" in result.stderr
+
+
+def test_an_interrupted_seed_of_another_base_is_refused(program, base, data, tuned, tmp_path):
+    shutil.copytree(tuned, tmp_path / "out")
+    (tmp_path / "out" / "seed_0" / "result.json").unlink()
+    shutil.copytree(base, tmp_path / "base")
+    move_weights(tmp_path / "base")
+    result = finetune(program, tmp_path / "base", data, tmp_path / "out", "--epochs", 4, "--resume")
+    assert result.returncode == 1 and "weights that it began with" in result.stderr
+
+
 # --- the arithmetic -----------------------------------------------------------------------------
 
 
