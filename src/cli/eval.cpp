@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "cli/commands.h"
 #include "train/induction.h"
+#include "train/provenance.h"
 #include "train/trainer.h"
 
 namespace subspace {
@@ -37,6 +38,8 @@ void eval(const EvalArguments& arguments, const GlobalOptions& globals) {
   train::Settings settings = settings_of(run);
   if (arguments.batch_size > 0) settings.batch_size = arguments.batch_size;
   const auto batches = train::open_folder(arguments.data, model->config(), settings);
+  train::check_tokenizer(run, batches->tokenizer());
+  batches->verify_held_out();
   const Json result = to_json(train::evaluate(*model, *batches, options.device));
   if (globals.json) {
     std::printf("%s\n", result.dump().c_str());

@@ -88,6 +88,10 @@ class Folder : public Batches {
     if (meta_.kind == DataKind::Images) return {};
     return {{"name", meta_.tokenizer.name}, {"sha256", meta_.tokenizer.sha256}};
   }
+  void verify() const override { data_->verify(); }
+  void verify_held_out() const override {
+    if (data_->held_out() != nullptr) data_->held_out()->verify();
+  }
 
  private:
   void check_text(const nn::ModelConfig& model) const {

@@ -70,6 +70,7 @@ class Finetuning {
     const TokenizerMeta& tokenizer = options.data->meta().tokenizer;
     check_tokenizer(options.base, {{"name", tokenizer.name}, {"sha256", tokenizer.sha256}});
     weights_ = weights_sha256(options.base);
+    if (options.resume) options.data->verify();  // what finished seeds were made from
     create_folder(options.out);
   }
 

@@ -49,6 +49,8 @@ class Sweep {
       : plan_(plan), options_(options), lock_(folder(options.out)) {}
 
   Json go() {
+    const bool goes_on = !fs::is_empty(options_.out / "runs");
+    if (goes_on && options_.data) options_.data->verify();  // what finished runs were made from
     std::vector<Json> done;
     Progress progress("run", static_cast<std::int64_t>(plan_.runs.size()));
     for (const SweepRun& run : plan_.runs) {

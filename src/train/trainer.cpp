@@ -164,6 +164,7 @@ class Run {
            options_.out.string());
     }
     refuse_changes(read_json_file(path));
+    batches_->verify();
     const auto steps = checkpoint_steps(options_.out);
     return steps.empty() ? 0 : steps.back();
   }

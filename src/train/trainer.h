@@ -53,7 +53,8 @@ Json to_json(const Evaluation& evaluation);
 /// Between logged steps nothing waits for the device.
 ///
 /// Throws InvalidValue if the folder holds a run and `resume` is not set, or if model, settings or
-/// data are not those of the run that is resumed (the field is named); NotFinite for a loss that is
+/// data are not those of the run that is resumed (the field, or the file of the data that was
+/// changed since, is named); NotFinite for a loss that is
 /// not finite, with the step, the first layer whose output is not, and the last good checkpoint;
 /// Interrupted after a signal, with a checkpoint written. Returns the last metrics.
 Json train(const Experiment& experiment, std::shared_ptr<const Dataset> data,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from oracle.program import run
 from safetensors.torch import load_file
-from test_training import DECODER, prepare
+from test_training import DECODER, flip_a_byte, prepare
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +112,10 @@ def test_finished_runs_of_other_data_are_refused(program, data, tmp_path):
     done = run(program, "sweep", file, "--data", other, "--out", out)
     assert done.returncode == 1
     assert f'data was "{ids[0]}" and is now "{ids[1]}"' in done.stderr
+    shutil.copytree(data, tmp_path / "damaged")
+    flip_a_byte(tmp_path / "damaged" / "train.tokens.npy")
+    done = run(program, "sweep", file, "--data", tmp_path / "damaged", "--out", out)
+    assert done.returncode == 1 and "train.tokens.npy" in done.stderr
     write(tmp_path, grid={}, seeds=[0], alignment=False)
     done = run(program, "sweep", file, "--data", data, "--out", out)
     assert done.returncode == 1 and "alignment was true and is now false" in done.stderr

@@ -160,6 +160,49 @@ def test_a_run_is_not_overwritten_and_not_resumed_otherwise(lab, undisturbed, tm
     assert result.returncode == 1 and "model.o_lora_rank was 6 and is now 5" in result.stderr
 
 
+def flip_a_byte(path):
+    """Of the data behind a header of npy: another token, in the vocabulary still."""
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1
+    path.write_bytes(content)
+
+
+def test_data_that_changed_since_is_refused(lab, undisturbed, tmp_path, program):
+    """meta.json, and with it the data's name, is as it was."""
+    config, data = lab
+    shutil.copytree(undisturbed, tmp_path / "run")
+    shutil.copytree(data, tmp_path / "data")
+    same = train(program, config, tmp_path / "data", tmp_path / "run", "--resume")
+    assert same.returncode == 0, same.stderr
+    flip_a_byte(tmp_path / "data" / "train.tokens.npy")
+    result = train(program, config, tmp_path / "data", tmp_path / "run", "--resume")
+    assert result.returncode == 1
+    assert "train.tokens.npy" in result.stderr and "SHA-256" in result.stderr
+    assert "the file was changed" in result.stderr
+
+
+def test_eval_refuses_data_that_changed(lab, undisturbed, tmp_path, program):
+    shutil.copytree(lab[1], tmp_path / "data")
+    flip_a_byte(tmp_path / "data" / "valid.tokens.npy")
+    result = run(program, "--device", "cpu", "eval", undisturbed, "--data", tmp_path / "data")
+    assert result.returncode == 1 and "valid.tokens.npy" in result.stderr
+
+
+def test_eval_refuses_data_of_another_tokenizer(lab, undisturbed, tmp_path, program):
+    """The same number of tokens, in another order: nothing else would tell them apart."""
+    shutil.copytree(lab[1], tmp_path / "data")
+    path = tmp_path / "data" / "meta.json"
+    meta = json.loads(path.read_text())
+    before = meta["tokenizer"]["sha256"]
+    meta["tokenizer"].update(sha256="5" * 64, name="another.json")
+    path.write_text(json.dumps(meta))
+    for model in (undisturbed, undisturbed / "checkpoints" / "30"):
+        result = run(program, "--device", "cpu", "eval", model, "--data", tmp_path / "data")
+        assert result.returncode == 1
+        for word in ("run.json", "another.json", before[:8], "55555555"):
+            assert word in result.stderr
+
+
 def test_eval_repeats_the_last_held_out_loss(lab, undisturbed, program):
     result = run(program, "--json", "--device", "cpu", "--threads", 1, "eval", undisturbed, "--data",
                  lab[1])
