@@ -17,6 +17,48 @@ fs::path folder_of(const fs::path& run, std::int64_t step) {
   return run / "checkpoints" / std::to_string(step);
 }
 
+/// Whether all files of a checkpoint can be opened and are as long as their headers say.
+bool is_whole(const fs::path& folder) {
+  try {
+    read_json_file(folder / "state.json");
+    const Checkpoint model(folder);
+    const SafetensorsFile optimizer(folder / "optimizer.safetensors");
+    return true;
+  } catch (const Error&) {
+    return false;
+  }
+}
+
+[[noreturn]] void fail_damaged(const fs::path& run, std::int64_t step, const Error& error) {
+  std::string what = error.what();
+  // What helps with a model from elsewhere does not here.
+  const std::string advice = " (fetch it again)";
+  if (const auto at = what.find(advice); at != std::string::npos) what.erase(at, advice.size());
+  const auto steps = checkpoint_steps(run);
+  const auto before = std::find_if(steps.rbegin(), steps.rend(), [&](std::int64_t other) {
+    return other < step && is_whole(folder_of(run, other));
+  });
+  const std::string folder = folder_of(run, step).string();
+  fail(error.code(), "{}: the checkpoint is damaged: {}. {}", folder, what,
+       before == steps.rend()
+           ? fmt::format("No other is whole; remove {} and train anew", run.string())
+           : fmt::format("{} before it is whole: remove {} and --resume goes on from there",
+                         folder_of(run, *before).string(), folder));
+}
+
+Progressed read_checkpoint(const fs::path& folder, nn::Model& model, Optimizer& optimizer,
+                           int threads) {
+  const Json json = read_json_file(folder / "state.json");
+  const Fields state(json, (folder / "state.json").string());
+  model.parameters().load(Checkpoint(folder), threads);
+  optimizer.load(SafetensorsFile(folder / "optimizer.safetensors"));
+  Progressed out;
+  out.step = state.int_in("step", 0, INT64_MAX);
+  out.tokens = state.int_in("tokens", 0, INT64_MAX);
+  out.seconds = state.number("seconds");
+  return out;
+}
+
 }  // namespace
 
 void save_checkpoint(const fs::path& run, const nn::Model& model, const Optimizer& optimizer,
@@ -31,6 +73,9 @@ void save_checkpoint(const fs::path& run, const nn::Model& model, const Optimize
   const Json state = {
       {"step", progressed.step}, {"tokens", progressed.tokens}, {"seconds", progressed.seconds}};
   write_file_atomically(partial / "state.json", state.dump() + "\n");
+  // What lies there has no state, so nobody goes on from it. A kill before the rename leaves the
+  // checkpoints before this one.
+  remove_tree(final);
   std::error_code status;
   fs::rename(partial, final, status);
   if (status) {
@@ -61,16 +106,16 @@ std::vector<std::int64_t> checkpoint_steps(const fs::path& run) {
 
 Progressed load_checkpoint(const fs::path& run, std::int64_t step, nn::Model& model,
                            Optimizer& optimizer, int threads) {
-  const fs::path folder = folder_of(run, step);
-  const Json json = read_json_file(folder / "state.json");
-  const Fields state(json, (folder / "state.json").string());
-  model.parameters().load(Checkpoint(folder), threads);
-  optimizer.load(SafetensorsFile(folder / "optimizer.safetensors"));
-  Progressed out;
-  out.step = state.int_in("step", 0, INT64_MAX);
-  out.tokens = state.int_in("tokens", 0, INT64_MAX);
-  out.seconds = state.number("seconds");
-  return out;
+  try {
+    return read_checkpoint(folder_of(run, step), model, optimizer, threads);
+  } catch (const Error& error) {
+    fail_damaged(run, step, error);
+  }
+}
+
+fs::path newest_model(const fs::path& run) {
+  const auto steps = checkpoint_steps(run);
+  return fs::exists(run / "config.json") || steps.empty() ? run : folder_of(run, steps.back());
 }
 
 MetricsFile::MetricsFile(fs::path path, std::int64_t step) : path_(std::move(path)) {
