@@ -5,13 +5,15 @@
 #include "cli/commands.h"
 #include "train/induction.h"
 #include "train/match.h"
+#include "train/provenance.h"
+#include "train/run_state.h"
 #include "train/trainer.h"
 
 namespace subspace {
 namespace {
 
 struct TrainArguments {
-  std::string config, data, out, base, kind, match;
+  std::string config, data, out, base, from, kind, match;
   std::vector<std::string> sets;
   std::int64_t steps = 0, seed = -1;
   bool resume = false, deterministic = false;
@@ -40,6 +42,9 @@ void train_model(const TrainArguments& arguments, const GlobalOptions& globals) 
   if (arguments.steps > 0) experiment.train["steps"] = arguments.steps;
   if (arguments.seed >= 0) experiment.train["seed"] = arguments.seed;
   be_matched(experiment, arguments);
+  if (!arguments.from.empty()) {
+    train::begin_with(experiment, train::newest_model(resolve_model(arguments.from)));
+  }
   train::RunOptions options;
   options.out = arguments.out;
   options.threads = chosen_threads(globals);
@@ -71,6 +76,10 @@ void add_train(CLI::App& app, const GlobalOptions& globals) {
       "--base", arguments->base,
       "MODEL that stays as it is while an adapter on it is trained; CONFIG then has\n"
       "`adapter` (r, lora_alpha, target_modules) and `train`");
+  command->add_option(
+      "--from", arguments->from,
+      "run, checkpoint of one, or MODEL whose weights a new run begins with, at step 0 and with\n"
+      "a fresh optimiser; CONFIG has the same model, and any settings");
   command->add_option("--out", arguments->out, "folder of the run")->required();
   command->add_option("--steps", arguments->steps, "instead of the configuration's")
       ->check(CLI::PositiveNumber);

@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "base/error.h"
+#include "train/memory.h"
 
 #ifdef __GLIBC__
 #include <malloc.h>
@@ -163,7 +164,8 @@ std::int64_t Engine::rows_that_fit(const Batch& batch) {
     try {
       compute(first_rows(batch, rows).to(device_, dtype_));
       return rows;
-    } catch (const c10::OutOfMemoryError&) {
+    } catch (const std::exception& error) {
+      if (!is_out_of_memory(error)) throw;
     }
   }
   return 0;

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "train/memory.h"
 #include "train/trainer.h"
 
 namespace subspace::train {
@@ -12,10 +13,9 @@ namespace {
 /// Logits of a whole pass of a decoder would take tens of gigabytes.
 constexpr std::int64_t kRowsOfLogits = 4096;
 
-}  // namespace
-
-Evaluation evaluate(const nn::Model& model, const Batches& batches, c10::Device device,
-                    std::int64_t rows) {
+/// `pass`: the rows of the pass under way.
+Evaluation over_passes(const nn::Model& model, const Batches& batches, c10::Device device,
+                       std::int64_t rows, std::int64_t& pass) {
   const at::NoGradGuard no_gradient;
   const bool image = model.config().image.has_value();
   const c10::ScalarType dtype = model.parameters().all().front().value.scalar_type();
@@ -29,8 +29,9 @@ Evaluation evaluate(const nn::Model& model, const Batches& batches, c10::Device 
   for (std::int64_t n = 0; rows == 0 || seen < rows; ++n) {
     const auto made = batches.held_out(n);
     if (!made) break;
+    pass = image ? made->input.pixels.size(0) : made->input.tokens.size(0);
     const Batch batch = made->to(device, dtype);
-    seen += image ? batch.input.pixels.size(0) : batch.input.tokens.size(0);
+    seen += pass;
     const at::Tensor vectors = image ? model.hidden(batch.input).select(1, 0)
                                      : model.hidden_rows(batch.input, batch.predicted);
     for (std::int64_t begin = 0; begin < vectors.size(0); begin += kRowsOfLogits) {
@@ -54,6 +55,22 @@ Evaluation evaluate(const nn::Model& model, const Batches& batches, c10::Device 
         std::exp(out.loss * static_cast<double>(batches.held_out_text_tokens()) / words);
   }
   return out;
+}
+
+}  // namespace
+
+Evaluation evaluate(const nn::Model& model, const Batches& batches, c10::Device device,
+                    std::int64_t rows) {
+  std::int64_t pass = 0;
+  try {
+    return over_passes(model, batches, device, rows, pass);
+  } catch (const std::exception& error) {
+    if (!is_out_of_memory(error)) throw;
+    fail(ErrorCode::Io,
+         "evaluation: out of memory of {} with {} rows a pass; take fewer: --batch-size of `eval`, "
+         "batch_size in training",
+         device.str(), pass == 0 ? "the" : std::to_string(pass));
+  }
 }
 
 Json to_json(const Evaluation& evaluation) {

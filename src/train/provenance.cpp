@@ -96,4 +96,25 @@ void check_tokenizer(const fs::path& model, const Json& tokenizer) {
   }
 }
 
+void begin_with(Experiment& experiment, const fs::path& model) {
+  if (experiment.adapter.is_object()) {
+    fail(ErrorCode::Usage, "--from: an adapter begins as its --base, so it takes no other weights");
+  }
+  Json its = Checkpoint(model).config(), asked = experiment.model;
+  for (Json* config : {&its, &asked}) {
+    // What says how a model was saved, not what it is.
+    for (const char* name : {"architectures", "dtype", "torch_dtype", "transformers_version"}) {
+      config->erase(name);
+    }
+  }
+  const std::string found = first_difference(its, asked);
+  if (!found.empty()) {
+    fail(ErrorCode::InvalidValue,
+         "{}: not the model of --from {}, whose {}; its weights begin a model of the same "
+         "configuration only",
+         experiment.where, model.string(), found);
+  }
+  experiment.base = model.string();
+}
+
 }  // namespace subspace::train

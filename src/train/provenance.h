@@ -4,6 +4,7 @@
 #include <string>
 
 #include "base/json.h"
+#include "train/settings.h"
 
 namespace subspace::train {
 
@@ -23,5 +24,10 @@ std::string weights_sha256(const std::filesystem::path& model);
 /// Throws InvalidValue if `model` is a run, or a checkpoint of one, whose run.json names another
 /// tokenizer than `tokenizer` ({name, sha256}; null: there is none), naming both.
 void check_tokenizer(const std::filesystem::path& model, const Json& tokenizer);
+
+/// Lets `experiment` begin with the weights of `model`, a folder in Hugging Face layout, as a run
+/// of its own. Throws InvalidValue naming the first field of the configuration that is not the
+/// same; Usage for an adapter, which begins as its base.
+void begin_with(Experiment& experiment, const std::filesystem::path& model);
 
 }  // namespace subspace::train

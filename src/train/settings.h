@@ -34,8 +34,8 @@ struct Experiment {
   Json model;
   Json train;
   Json adapter;      ///< of a LoRA adapter on a frozen base; null: the model itself is trained
-  std::string base;  ///< the adapter's base, or what the model is a fine-tuned version of: a folder
-                     ///< in Hugging Face layout; empty: neither
+  std::string base;  ///< the adapter's base, or the model whose weights this one begins with: a
+                     ///< folder in Hugging Face layout; empty: neither
   std::string where;
 };
 

@@ -18,6 +18,7 @@
 #include "train/device_info.h"
 #include "train/engine.h"
 #include "train/flops.h"
+#include "train/memory.h"
 #include "train/provenance.h"
 #include "train/run_state.h"
 #include "train/usage.h"
@@ -73,22 +74,12 @@ class Run {
       stream_.reset_stream(c10::impl::VirtualGuardImpl(options_.device.type())
                                .getStreamFromGlobalPool(options_.device));
     }
-    nn::Model::Options model;
-    model.device = options_.device;
-    model.dtype = dtype_;
-    model.seed = settings_.seed;
-    model.adapter = adapter_;
-    model_.emplace(config_, model);
-    if (adapter_) nn::require_targets(*model_, *adapter_);
-    if (!experiment.base.empty() && begin == 0) {
-      model_->parameters().load(Checkpoint(experiment.base), options.threads,
-                                model_->new_tensors());
-    }
-    optimizer_.emplace(model_->parameters(), settings_);
-    engine_.emplace(*model_, *optimizer_, settings_, options_.device, dtype_);
-    if (begin > 0) {
-      at_ = load_checkpoint(options_.out, begin, *model_, *optimizer_, options_.threads);
-      message(fmt::format("goes on behind step {}", begin));
+    try {
+      set_up(begin);
+    } catch (const std::exception& error) {
+      if (!is_out_of_memory(error)) throw;
+      fail(ErrorCode::Io, "{}",
+           no_memory_for_model(config_, settings_, options_.device, adapter_.has_value()));
     }
     first_unread_ = at_.step;
     last_good_ = begin;
@@ -108,9 +99,7 @@ class Run {
     logged_ = at_;
     auto next = prepare(at_.step);
     while (at_.step < settings_.steps) {
-      const std::vector<Batch> passes = next.get();
-      if (at_.step + 1 < settings_.steps) next = prepare(at_.step + 1);
-      step(passes);
+      compute(next);
       const bool last = at_.step == settings_.steps;
       if (last || at_.step % settings_.log_every == 0) log(progress);
       if (engine_->full()) read_losses();
@@ -127,6 +116,26 @@ class Run {
   }
 
  private:
+  void set_up(std::int64_t begin) {
+    nn::Model::Options model;
+    model.device = options_.device;
+    model.dtype = dtype_;
+    model.seed = settings_.seed;
+    model.adapter = adapter_;
+    model_.emplace(config_, model);
+    if (adapter_) nn::require_targets(*model_, *adapter_);
+    if (!experiment_.base.empty() && begin == 0) {
+      model_->parameters().load(Checkpoint(experiment_.base), options_.threads,
+                                model_->new_tensors());
+    }
+    optimizer_.emplace(model_->parameters(), settings_);
+    engine_.emplace(*model_, *optimizer_, settings_, options_.device, dtype_);
+    if (begin > 0) {
+      at_ = load_checkpoint(options_.out, begin, *model_, *optimizer_, options_.threads);
+      message(fmt::format("goes on behind step {}", begin));
+    }
+  }
+
   bool due(std::int64_t every, bool last) const {
     return last || (every > 0 && at_.step % every == 0);
   }
@@ -143,10 +152,11 @@ class Run {
   }
 
   /// The step to go on from. What is asked for must be what the folder holds.
-  std::int64_t prepare_folder() const {
+  std::int64_t prepare_folder() {
     const fs::path path = options_.out / "run.json";
     create_folder(options_.out / "checkpoints");
     if (!fs::exists(path)) {
+      if (from_weights()) check_tokenizer(experiment_.base, batches_->tokenizer());
       Json run = identity();
       if (from_weights()) {
         run["base"] = experiment_.base;
@@ -163,9 +173,9 @@ class Run {
            "{}: holds a run already; --resume goes on with it, or choose another --out",
            options_.out.string());
     }
-    refuse_changes(read_json_file(path));
-    batches_->verify();
     const auto steps = checkpoint_steps(options_.out);
+    refuse_changes(read_json_file(path), !steps.empty());
+    batches_->verify();
     return steps.empty() ? 0 : steps.back();
   }
 
@@ -173,7 +183,7 @@ class Run {
   bool from_weights() const { return !experiment_.base.empty() && !adapter_; }
 
   /// Of what a run's folder says, all that decides its numbers must be as it is now.
-  void refuse_changes(const Json& before) const {
+  void refuse_changes(const Json& before, bool begun) {
     Json was = Json::object();
     for (const char* name : {"model", "train", "data", "adapter", "dtype"}) {
       if (before.contains(name)) was[name] = before.at(name);
@@ -184,9 +194,12 @@ class Run {
       fail(ErrorCode::InvalidValue, "{}: cannot be resumed: {}; take the former, or another --out",
            options_.out.string(), found);
     }
-    const std::string old = before.contains("base_sha256") && before.at("base_sha256").is_string()
-                                ? before.at("base_sha256").get<std::string>()
-                                : "";
+    const Fields run(before, (options_.out / "run.json").string());
+    const std::string old = run.string_or("base_sha256", "");
+    if (!old.empty() && experiment_.base.empty()) {  // it need not be said again
+      experiment_.base = run.string("base");
+      if (begun) return;
+    }
     const std::string now = from_weights() ? weights_sha256(experiment_.base) : "";
     if (old == now) return;
     auto shown = [](const std::string& hash) {
@@ -211,6 +224,19 @@ class Run {
     });
   }
 
+  /// The step whose passes are `next`, which then becomes that of the step behind.
+  void compute(std::future<std::vector<Batch>>& next) {
+    std::vector<Batch> passes;
+    try {
+      passes = next.get();
+      if (at_.step + 1 < settings_.steps) next = prepare(at_.step + 1);
+      step(passes);
+    } catch (const std::exception& error) {
+      if (!is_out_of_memory(error)) throw;
+      out_of_memory(passes);
+    }
+  }
+
   void step(const std::vector<Batch>& passes) {
     std::int64_t count = 0;
     for (const Batch& pass : passes) {
@@ -218,37 +244,26 @@ class Run {
       at_.tokens += pass.tokens;
     }
     const double share = 1 / static_cast<double>(std::max<std::int64_t>(1, count));
-    try {
-      for (const Batch& pass : passes) engine_->pass(pass, share);
-      engine_->step(learning_rate_at(settings_, at_.step));
-    } catch (const c10::OutOfMemoryError&) {
-      out_of_memory(passes.front());
-    }
+    for (const Batch& pass : passes) engine_->pass(pass, share);
+    engine_->step(learning_rate_at(settings_, at_.step));
     ++at_.step;
   }
 
   /// Says what would have fitted. The step that did not is lost, the checkpoints are not.
-  [[noreturn]] void out_of_memory(const Batch& pass) {
-    const std::int64_t rows = engine_->rows_that_fit(pass);
-    const std::string place =
-        fmt::format("step {}: out of memory of {} with {} rows a pass", at_.step + 1,
-                    options_.device.str(), settings_.batch_size);
-    if (rows == 0) {
-      fail(ErrorCode::Io,
-           "{}; not even one row fits beside the model, its gradients and AdamW's "
-           "state: take a smaller model or a larger device",
-           place);
-    }
-    fail(ErrorCode::Io,
-         "{}; {} fit: --set batch_size={} --set accumulate={} makes steps of as many rows. {}",
-         place, rows, rows, (settings_.batch_size + rows - 1) / rows * settings_.accumulate,
-         last_checkpoint());
+  [[noreturn]] void out_of_memory(const std::vector<Batch>& passes) {
+    // Without a device's limit to meet, trying out smaller passes could take all of the machine.
+    const bool try_out = !options_.device.is_cpu() && !passes.empty();
+    const std::int64_t rows = try_out ? engine_->rows_that_fit(passes.front()) : -1;
+    fail(ErrorCode::Io, "step {}: {}. {}", at_.step + 1,
+         no_memory_for_rows(settings_, options_.device, rows), last_checkpoint());
   }
 
   std::string last_checkpoint() const {
     if (last_good_ == 0) return "There is no checkpoint yet";
-    return fmt::format("The last good checkpoint is {}",
-                       (options_.out / "checkpoints" / std::to_string(last_good_)).string());
+    return fmt::format(
+        "The last good checkpoint is {}; `train --from` it begins a new run, of other settings, "
+        "with its weights",
+        (options_.out / "checkpoints" / std::to_string(last_good_)).string());
   }
 
   /// Reads what the device has been computing since the last time; NaN stops the run here.
@@ -273,10 +288,15 @@ class Run {
     fail(ErrorCode::NotFinite,
          "step {}: loss {} and gradient norm {}; {}. The step changed no weight. {}. A lower "
          "learning_rate, longer warmup or smaller max_grad_norm may help",
-         step + 1, loss_, norm_,
+         step + 1, number(loss_), number(norm_),
          where.empty() ? "every layer's output is finite" + weights + ", so the gradient overflowed"
                        : "the first output that is not finite" + weights + " is that of " + where,
          last_checkpoint());
+  }
+
+  /// NaN has no sign that means anything.
+  static std::string number(double value) {
+    return std::isnan(value) ? "nan" : fmt::format("{}", value);
   }
 
   void log(Progress& progress) {
@@ -307,11 +327,21 @@ class Run {
 
   void evaluate_now() {
     if (!batches_->held_out(0)) return;
-    const Evaluation found = evaluate(*model_, *batches_, options_.device, settings_.evaluate_rows);
+    const Evaluation found = evaluated();
     metrics_->add({{"step", at_.step}, {"eval", to_json(found)}});
     message(fmt::format("step {}: held-out loss {:.4f}, {}", at_.step, found.loss,
                         found.classes ? fmt::format("accuracy {:.2f} %", 100 * found.accuracy)
                                       : fmt::format("perplexity {:.2f}", std::exp(found.loss))));
+  }
+
+  /// An evaluation that fails loses no step.
+  Evaluation evaluated() {
+    try {
+      return evaluate(*model_, *batches_, options_.device, settings_.evaluate_rows);
+    } catch (const Error& error) {
+      save();
+      fail(error.code(), "step {}: {}. {}", at_.step, error.what(), last_checkpoint());
+    }
   }
 
   void save() {

@@ -46,7 +46,8 @@ Json to_json(const Evaluation& evaluation);
 ///   adapter_config.json, adapter_model.safetensors instead, as PEFT writes them
 ///
 /// With `experiment.base` and no adapter the model begins with that checkpoint's weights, but for
-/// the head of a new task (Model::new_tensors) that it may not have.
+/// the head of a new task (Model::new_tensors) that it may not have; run.json says which weights
+/// (their SHA-256), and a run that is resumed need not be told of them again.
 ///
 /// Killed at any moment and resumed, the run ends with the same losses and weights as one that was
 /// not, bit for bit: on the CPU with the same number of threads, on CUDA with `deterministic`.
