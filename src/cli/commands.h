@@ -6,6 +6,11 @@
 
 namespace subspace {
 
+/// Checks of an option whose message says what was found and what is expected: a whole number from
+/// `least`; a finite number above zero.
+CLI::Validator whole_from(std::int64_t least);
+CLI::Validator above_zero();
+
 // One file a subcommand: each adds itself to the program and does its work in its callback.
 
 void add_inspect(CLI::App& app, const GlobalOptions& globals);

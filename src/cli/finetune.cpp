@@ -65,9 +65,10 @@ void add_finetune(CLI::App& app, const GlobalOptions& globals) {
   command->add_option("--data", arguments->data, "folder of subspace.prepare sst2")->required();
   command->add_option("--out", arguments->out, "folder for seed_<s>/ and result.json")->required();
   command->add_option("--epochs", arguments->epochs, "times that every row is seen")
-      ->check(CLI::PositiveNumber);
+      ->check(above_zero());
   command->add_option("--seeds", arguments->seeds, "of the classifier and the rows' order: 0,1,2")
       ->delimiter(',')
+      ->check(whole_from(0))
       ->allow_extra_args(false);
   command
       ->add_option("--set", arguments->sets,

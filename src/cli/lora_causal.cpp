@@ -6,6 +6,7 @@
 #include "base/atomic_file.h"
 #include "base/error.h"
 #include "causal/causal_run.h"
+#include "cli/commands.h"
 #include "cli/lora.h"
 #include "train/induction.h"
 
@@ -222,8 +223,7 @@ void add_lora_causal(CLI::App& lora, const GlobalOptions& globals) {
   command->add_option("--out", arguments->out, "folder of the results")->required();
   command->add_option("--edges", arguments->edges,
                       "compose.json, or `all`: connections to withhold");
-  command->add_option("--batch-size", arguments->batch_size, "rows a pass")
-      ->check(CLI::PositiveNumber);
+  command->add_option("--batch-size", arguments->batch_size, "rows a pass")->check(whole_from(1));
   command->add_option("--batches", arguments->batches, "held-out passes used (0: all)")
       ->check(CLI::NonNegativeNumber);
   command

@@ -22,8 +22,7 @@ Json json_of(const train::ModelCounts& counts) {
 /// What the reference costs, where no other kind is asked for.
 void count_model(const train::Experiment& experiment, const train::Settings& settings,
                  const GlobalOptions& globals) {
-  const auto counts =
-      train::counts_of(nn::read_model_config(experiment.model, experiment.where), settings);
+  const auto counts = train::counts_of(train::read_model(experiment), settings);
   if (globals.json) {
     std::printf("%s\n", json_of(counts).dump().c_str());
   } else {
@@ -33,7 +32,7 @@ void count_model(const train::Experiment& experiment, const train::Settings& set
 
 void match(const MatchArguments& arguments, const GlobalOptions& globals) {
   const train::Experiment experiment = train::read_experiment(arguments.config, arguments.sets);
-  const train::Settings settings = train::read_settings(experiment.train, experiment.where);
+  const train::Settings settings = train::read_settings(experiment);
   if (arguments.kind.empty()) {
     count_model(experiment, settings, globals);
     return;

@@ -30,8 +30,8 @@ void be_matched(train::Experiment& experiment, const TrainArguments& arguments) 
     fail(ErrorCode::Usage, "--kind: an adapter's model is that of --base");
   }
   const train::Matched found =
-      train::match_model(experiment.model, train::read_settings(experiment.train, experiment.where),
-                         arguments.kind, train::match_by(arguments.match), experiment.where);
+      train::match_model(experiment.model, train::read_settings(experiment), arguments.kind,
+                         train::match_by(arguments.match), experiment.where);
   message(train::match_text(found));
   experiment.model = found.model;
 }
@@ -82,9 +82,9 @@ void add_train(CLI::App& app, const GlobalOptions& globals) {
       "a fresh optimiser; CONFIG has the same model, and any settings");
   command->add_option("--out", arguments->out, "folder of the run")->required();
   command->add_option("--steps", arguments->steps, "instead of the configuration's")
-      ->check(CLI::PositiveNumber);
+      ->check(whole_from(1));
   command->add_option("--seed", arguments->seed, "first weights, order of the data and masks")
-      ->check(CLI::NonNegativeNumber);
+      ->check(whole_from(0));
   command
       ->add_option("--set", arguments->sets,
                    "name=value: any field of the model or of its training; may be repeated")

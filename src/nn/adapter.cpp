@@ -29,7 +29,7 @@ AdapterConfig read_adapter_config(const Json& json, const std::string& where) {
   in.known({"target_modules"});
   out.modules = in.fields().strings("target_modules");
   if (out.modules.empty()) in.contradiction("target_modules", "expected a matrix at least");
-  in.finish("adapter");
+  in.finish_object("an adapter", "docs/training.md");
   return out;
 }
 

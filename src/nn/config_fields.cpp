@@ -87,18 +87,32 @@ void ConfigFields::contradiction(const std::string& name, const std::string& res
        found == fields_.json().end() ? "absent" : found->dump(), rest);
 }
 
+std::string ConfigFields::meant(const std::string& name) const {
+  std::string nearest;
+  for (const std::string& other : known_) {
+    if (nearest.empty() || distance(name, other) < distance(name, nearest)) nearest = other;
+  }
+  const bool close = distance(name, nearest) <= std::max<std::size_t>(2, name.size() / 4);
+  return close ? fmt::format("did you mean '{}'?", nearest) : "";
+}
+
 void ConfigFields::finish(const std::string& model_type) const {
-  for (const auto& [name, value] : fields_.json().items()) {
-    if (known_.contains(name)) continue;
-    std::string nearest;
-    for (const std::string& other : known_) {
-      if (nearest.empty() || distance(name, other) < distance(name, nearest)) nearest = other;
-    }
-    const bool close = distance(name, nearest) <= std::max<std::size_t>(2, name.size() / 4);
+  for (const auto& item : fields_.json().items()) {
+    if (known_.contains(item.key())) continue;
+    const std::string other = meant(item.key());
     fail(ErrorCode::InvalidValue, "{}: field '{}' is not known to model_type '{}'; {}", where(),
-         name, model_type,
-         close ? fmt::format("did you mean '{}'?", nearest)
-               : "docs/models.md lists what is; remove it, or choose another model_type");
+         item.key(), model_type,
+         other.empty() ? "docs/models.md lists what is; remove it, or choose another model_type"
+                       : other);
+  }
+}
+
+void ConfigFields::finish_object(const std::string& what, const std::string& document) const {
+  for (const auto& item : fields_.json().items()) {
+    if (known_.contains(item.key())) continue;
+    const std::string other = meant(item.key());
+    fail(ErrorCode::InvalidValue, "{}: {} has no field '{}'; {}", where(), what, item.key(),
+         other.empty() ? document + " lists them" : other);
   }
 }
 

@@ -38,8 +38,13 @@ class ConfigFields {
 
   /// Throws InvalidValue for the first field that nobody asked for, with the nearest known name.
   void finish(const std::string& model_type) const;
+  /// The same for what is no model: "a sweep has no field 'x'", and the document that lists them.
+  void finish_object(const std::string& what, const std::string& document) const;
 
  private:
+  /// The known name nearest to `name`, if it is near enough to be meant.
+  std::string meant(const std::string& name) const;
+
   Fields fields_;
   std::set<std::string> known_;
 };

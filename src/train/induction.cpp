@@ -114,7 +114,7 @@ InductionTask read_induction_task(const Json& json, const std::string& where) {
   task.last = in.count_or("last", task.last);
   task.swaps = in.count_or("swaps", task.swaps);
   task.held_out = in.positive_or("held_out", task.held_out);
-  in.finish("task");
+  in.finish_object("a task", "docs/training.md");
   if (task.length > task.symbols) in.contradiction("length", "there are too few symbols for it");
   if (2 * task.swaps > task.symbols) in.contradiction("swaps", "there are too few symbols for it");
   if (task.last < task.first) in.contradiction("last", "it is before first");

@@ -26,8 +26,8 @@ double milliseconds_of(const std::function<void()>& pass) {
 }  // namespace
 
 Json layer_time(const Experiment& experiment, c10::Device device, double seconds) {
-  const nn::ModelConfig config = nn::read_model_config(experiment.model, experiment.where);
-  const Settings settings = read_settings(experiment.train, experiment.where);
+  const nn::ModelConfig config = read_model(experiment);
+  const Settings settings = read_settings(experiment);
   nn::Parameters::Options options;
   options.tensor = at::TensorOptions(device).dtype(chosen_dtype(settings, device));
   options.range = config.initializer_range;

@@ -12,7 +12,7 @@ namespace {
 /// The names of `train`'s fields, as Settings has them.
 bool is_setting(const std::string& name) { return to_json(Settings{}).contains(name); }
 
-void set_field(Experiment& experiment, const std::string& text) {
+void set_field(Experiment& experiment, const std::string& text, const std::string& by) {
   const auto equals = text.find('=');
   if (equals == std::string::npos || equals == 0) {
     fail(ErrorCode::Usage, "--set {}: expected name=value", text);
@@ -28,12 +28,28 @@ void set_field(Experiment& experiment, const std::string& text) {
   } else {
     object[name] = parsed;
   }
+  experiment.set_by[name] = fmt::format("{} {}", by, text);
+}
+
+/// What `read` gives; its error about a field that was set says so, for the file does not have it.
+template <typename Read>
+auto saying_what_was_set(const Experiment& experiment, const Read& read) {
+  try {
+    return read();
+  } catch (const Error& error) {
+    const std::string what = error.what();
+    for (const auto& [name, by] : experiment.set_by) {
+      if (what.find(fmt::format("field '{}'", name)) == std::string::npos) continue;
+      fail(error.code(), "{} ('{}' comes from {})", what, name, by);
+    }
+    throw;
+  }
 }
 
 }  // namespace
 
 Experiment read_experiment(const std::filesystem::path& file, const std::vector<std::string>& sets,
-                           const std::string& base) {
+                           const std::string& base, const std::string& by) {
   Experiment experiment;
   experiment.where = file.string();
   experiment.model = read_json_file(file);
@@ -59,12 +75,23 @@ Experiment read_experiment(const std::filesystem::path& file, const std::vector<
          "{}: no object 'adapter'; --base is the model of an adapter, a model of its own has none",
          experiment.where);
   }
-  apply_sets(experiment, sets);
+  apply_sets(experiment, sets, by);
   return experiment;
 }
 
-void apply_sets(Experiment& experiment, const std::vector<std::string>& sets) {
-  for (const std::string& text : sets) set_field(experiment, text);
+void apply_sets(Experiment& experiment, const std::vector<std::string>& sets,
+                const std::string& by) {
+  for (const std::string& text : sets) set_field(experiment, text, by);
+}
+
+Settings read_settings(const Experiment& experiment) {
+  return saying_what_was_set(experiment,
+                             [&] { return read_settings(experiment.train, experiment.where); });
+}
+
+nn::ModelConfig read_model(const Experiment& experiment) {
+  return saying_what_was_set(
+      experiment, [&] { return nn::read_model_config(experiment.model, experiment.where); });
 }
 
 Settings read_settings(const Json& train, const std::string& where) {
@@ -99,7 +126,7 @@ Settings read_settings(const Json& train, const std::string& where) {
   out.keep_checkpoints = in.positive_or("keep_checkpoints", out.keep_checkpoints);
   out.seed = static_cast<std::uint64_t>(in.count_or("seed", 0));
   out.precision = in.choice_or("precision", out.precision, {"auto", "bfloat16", "float32"});
-  in.finish("train");
+  in.finish_object("training", "docs/training.md");
   return out;
 }
 

@@ -1,10 +1,11 @@
 #pragma once
 
 #include <filesystem>
+#include <map>
 #include <string>
 #include <vector>
 
-#include "base/json.h"
+#include "nn/config.h"
 
 namespace subspace::train {
 
@@ -37,6 +38,8 @@ struct Experiment {
   std::string base;  ///< the adapter's base, or the model whose weights this one begins with: a
                      ///< folder in Hugging Face layout; empty: neither
   std::string where;
+  /// Fields that were changed, and by what: "--set steps=0", or a sweep's file in its place.
+  std::map<std::string, std::string> set_by = {};
 };
 
 /// Reads CONFIG and changes the fields that `sets` names ("learning_rate=1e-3"; the value is JSON,
@@ -44,14 +47,20 @@ struct Experiment {
 /// Throws Usage for a malformed set, and as read_json_file. With an object `adapter` the model's
 /// fields are those of `base`, and CONFIG has none: InvalidValue, NotFound if one lacks the other.
 Experiment read_experiment(const std::filesystem::path& file, const std::vector<std::string>& sets,
-                           const std::string& base = "");
+                           const std::string& base = "", const std::string& by = "--set");
 
-/// The same changes to what was made otherwise. Throws Usage.
-void apply_sets(Experiment& experiment, const std::vector<std::string>& sets);
+/// The same changes to what was made otherwise. Throws Usage. Errors about such a field say that it
+/// was set `by` these.
+void apply_sets(Experiment& experiment, const std::vector<std::string>& sets,
+                const std::string& by = "--set");
 
 /// Checks all of `train`. Throws InvalidValue naming the field (unknown ones with the nearest known
 /// name), NotFound for a missing one.
 Settings read_settings(const Json& train, const std::string& where);
+/// The same and nn::read_model_config of an experiment: an error about a field that was set says by
+/// what.
+Settings read_settings(const Experiment& experiment);
+nn::ModelConfig read_model(const Experiment& experiment);
 Json to_json(const Settings& settings);
 
 /// Learning rate of a step, counted from 0: rises linearly over the first warmup * steps, so that

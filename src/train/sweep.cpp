@@ -73,7 +73,7 @@ class Sweep {
 
   /// All that a run's numbers depend on.
   Json asked_for(const SweepRun& run) const {
-    const Settings settings = read_settings(run.experiment.train, run.experiment.where);
+    const Settings settings = read_settings(run.experiment);
     Json json = {{"model", run.experiment.model}, {"train", run.experiment.train}};
     json["dtype"] = dtype_name(chosen_dtype(settings, options_.device));
     if (plan_.measure == SweepPlan::Measure::training) {

@@ -35,6 +35,18 @@ std::string folder_name(const std::string& arm, std::uint64_t seed) {
   return fmt::format("{}_seed_{}", name, seed);
 }
 
+/// The file of an arm's configuration, which lies beside the sweep's or where a path from there
+/// leads.
+std::filesystem::path config_of(const Fields& fields, const nn::ConfigFields& in,
+                                const std::filesystem::path& folder) {
+  const std::string text = fields.string("config");
+  std::filesystem::path config = folder / text;
+  if (std::filesystem::exists(config)) return config;
+  fail(ErrorCode::NotFound,
+       "{}: config '{}': no such file ({}); paths are relative to the sweep's file", in.where(),
+       text, config.string());
+}
+
 std::vector<Arm> read_arms(const Json& json, const nn::ConfigFields& in,
                            const std::filesystem::path& folder) {
   std::vector<Arm> arms;
@@ -43,13 +55,13 @@ std::vector<Arm> read_arms(const Json& json, const nn::ConfigFields& in,
       fail(ErrorCode::NotFound,
            "{}: no field 'config' and no 'arms'; expected the configuration to train", in.where());
     }
-    return {{"", folder / in.fields().string("config"), Json::object()}};
+    return {{"", config_of(in.fields(), in, folder), Json::object()}};
   }
   for (const Json& entry : json.at("arms")) {
     const Fields fields(entry, in.where() + ": arms");
     Arm arm;
     arm.name = fields.string_or("name", "");
-    arm.config = folder / (fields.has("config") ? fields : in.fields()).string("config");
+    arm.config = config_of(fields.has("config") ? fields : in.fields(), in, folder);
     if (fields.has("set")) arm.set = fields.object("set").json();
     if (arm.name.empty()) in.contradiction("arms", "every arm needs a name");
     arms.push_back(std::move(arm));
@@ -123,7 +135,7 @@ SweepPlan read_sweep(const std::filesystem::path& file) {
       measure == "training" ? SweepPlan::Measure::training : SweepPlan::Measure::layer_time;
   plan.alignment = in.boolean_or("alignment", false);
   in.known({"title", "question", "config", "arms", "grid", "set", "seeds"});
-  in.finish("a sweep");
+  in.finish_object("a sweep", "docs/training.md");
   const auto arms = read_arms(json, in, file.parent_path());
   const Json common = object_of(in, "set"), grid = object_of(in, "grid");
   for (const auto& entry : grid.items()) plan.grid_fields.push_back(entry.key());
@@ -146,8 +158,8 @@ SweepPlan read_sweep(const std::filesystem::path& file) {
         add_sets(sets, arm.set);
         add_sets(sets, point);
         sets.push_back(fmt::format("seed={}", seed));
-        plan.runs.push_back(
-            {name, folder_name(name, seed), point, seed, read_experiment(arm.config, sets)});
+        plan.runs.push_back({name, folder_name(name, seed), point, seed,
+                             read_experiment(arm.config, sets, "", file.string())});
       }
     }
   }

@@ -34,7 +34,7 @@ double seconds_since(Clock::time_point start) {
 }
 
 nn::ModelConfig model_to_train(const Experiment& experiment) {
-  nn::ModelConfig config = nn::read_model_config(experiment.model, experiment.where);
+  nn::ModelConfig config = read_model(experiment);
   if (config.dropout > 0) {
     fail(ErrorCode::Unsupported,
          "{}: dropout {} is asked for, which training here does not have; set attention_dropout, "
@@ -57,7 +57,7 @@ class Run {
   Run(const Experiment& experiment, std::shared_ptr<const Dataset> data, const RunOptions& options)
       : options_(options),
         config_(model_to_train(experiment)),
-        settings_(read_settings(experiment.train, experiment.where)),
+        settings_(read_settings(experiment)),
         dtype_(chosen_dtype(settings_, options.device)),
         batches_(options.batches ? options.batches(config_, settings_)
                                  : open_batches(std::move(data), config_, settings_)) {
@@ -84,6 +84,7 @@ class Run {
     first_unread_ = at_.step;
     last_good_ = begin;
     metrics_.emplace(options_.out / "metrics.jsonl", at_.step);
+    peak_ = peak_flops(device_name(options_.device), dtype_);
     flops_ = training_flops(model_->parameters(), config_, settings_);
   }
 
@@ -313,13 +314,19 @@ class Run {
     last_metrics_["tokens"] = at_.tokens;
     last_metrics_["tokens_per_second"] = tokens / window;
     // Rows of sentences are of any length: what they cost is not known beforehand.
-    if (config_.labels == 0) last_metrics_["flops_per_second"] = flops_ * steps / window;
+    std::string achieved;
+    if (config_.labels == 0) {
+      const double per_second = flops_ * steps / window;
+      last_metrics_["flops_per_second"] = per_second;
+      if (peak_ > 0) last_metrics_["flops_share"] = per_second / peak_;
+      achieved = "  " + flops_text(per_second, peak_);
+    }
     last_metrics_["seconds"] = at_.seconds + seconds;
     const Json usage = take_usage(*model_);
     if (!usage.empty()) last_metrics_["experts"] = usage;
     metrics_->add(last_metrics_);
-    progress.step(fmt::format("loss {:.4f}  {:.1f} k tokens/s", loss_,
-                              last_metrics_["tokens_per_second"].get<double>() / 1e3),
+    progress.step(fmt::format("loss {:.4f}  {:.1f} k tokens/s{}", loss_,
+                              last_metrics_["tokens_per_second"].get<double>() / 1e3, achieved),
                   at_.step);
     logged_ = at_;
     logged_seconds_ = seconds;
@@ -365,7 +372,8 @@ class Run {
   std::optional<Optimizer> optimizer_;
   std::optional<Engine> engine_;
   std::optional<MetricsFile> metrics_;
-  double flops_ = 0;
+  double flops_ = 0;  // of a step
+  double peak_ = 0;   // of the device, a second; 0: not known
 
   Progressed at_;
   Clock::time_point started_;

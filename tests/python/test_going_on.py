@@ -26,6 +26,14 @@ def whole(lab, tmp_path_factory, program):
     return out
 
 
+def test_progress_says_what_is_achieved(lab, tmp_path, program):
+    result = train(program, *lab, tmp_path / "run", "--steps", 2)
+    assert result.returncode == 0 and "FLOP/s" in result.stderr
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    logged = [json.loads(line) for line in lines]
+    assert all(x["flops_per_second"] > 0 and "flops_share" not in x for x in logged if "loss" in x)
+
+
 @pytest.fixture
 def copy(whole, tmp_path):
     return shutil.copytree(whole, tmp_path / "run")
