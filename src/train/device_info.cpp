@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #ifdef SUBSPACE_CUDA
 #include <cuda_runtime_api.h>
 #endif
@@ -35,7 +37,8 @@ std::string flops_text(double per_second, double peak) {
 std::string device_name(c10::Device device) {
 #ifdef SUBSPACE_CUDA
   cudaDeviceProp properties{};
-  if (device.is_cuda() && cudaGetDeviceProperties(&properties, device.index()) == cudaSuccess) {
+  if (device.is_cuda() &&
+      cudaGetDeviceProperties(&properties, std::max<int>(device.index(), 0)) == cudaSuccess) {
     return properties.name;
   }
 #endif
