@@ -55,25 +55,30 @@ void over_stretches(const BatchNormHalves& p, const Columns& at, std::int64_t ro
   }
 }
 
-/// Mean less the first row, and sum of squares around it, of rows [begin, end).
+/// Mean less the first row, and sum of squares around it, of rows [begin, end), in double: on the
+/// CPU that costs little, and the first row may be far from the others.
 template <Element kElement>
 void moments_of_piece(const ColumnMoments& p, std::int64_t begin, std::int64_t end, float* mean,
                       float* squares) {
   using V = Values<kElement>;
-  std::fill_n(mean, p.width, 0.0f);
-  std::fill_n(squares, p.width, 0.0f);
-  for (std::int64_t row = begin + 1; row < end; ++row) {
-    for (std::int64_t c = 0; c < p.width; ++c) {
-      const float d = V::load(p.x, row * p.width + c) - V::load(p.x, begin * p.width + c);
-      mean[c] += d;
-      squares[c] += d * d;
+  const auto rows = static_cast<double>(end - begin);
+  for (std::int64_t from = 0; from < p.width; from += kColumns) {
+    const std::int64_t count = std::min(p.width - from, kColumns);
+    const std::int64_t first = begin * p.width + from;
+    double sum[kColumns] = {}, around[kColumns] = {};
+    for (std::int64_t row = begin + 1; row < end; ++row) {
+      const std::int64_t at = row * p.width + from;
+      for (std::int64_t i = 0; i < count; ++i) {
+        const double d = static_cast<double>(V::load(p.x, at + i)) - V::load(p.x, first + i);
+        sum[i] += d;
+        around[i] += d * d;
+      }
     }
-  }
-  const auto count = static_cast<float>(end - begin);
-  for (std::int64_t c = 0; c < p.width; ++c) {
-    const float apart = mean[c] / count;
-    squares[c] -= mean[c] * apart;
-    mean[c] = apart;
+    for (std::int64_t i = 0; i < count; ++i) {
+      const double apart = sum[i] / rows;
+      mean[from + i] = static_cast<float>(apart);
+      squares[from + i] = static_cast<float>(around[i] - sum[i] * apart);
+    }
   }
 }
 

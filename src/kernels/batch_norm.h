@@ -19,7 +19,7 @@ namespace subspace::kernels {
 /// Pieces of the rows, at places that depend on the shape alone, are summed as differences from
 /// their first row and put together in order, in double (Chan, Golub and LeVeque 1983): the same
 /// bits every time, and no loss where a mean is far larger than the spread. One reading of x.
-/// Values whose squared differences are beyond float32 give NaN.
+/// Values whose squared differences are beyond float32 give NaN or infinity.
 struct ColumnMoments {
   const void* x = nullptr;
   float* mean = nullptr;
