@@ -247,7 +247,7 @@ def test_layers_heads_and_measures_can_be_chosen(page, found):
     wait(page, "return document.querySelector('#fig-use .readout').textContent.includes('Layer 2, head 1')")
     assert traces(page, "fig-use")[-1]["y"][0] == pytest.approx(layers[1]["usage"]["heads"][1]["largest"])
     choose(page, "fig-between", "measure", "departure")
-    drawn = [trace for trace in traces(page, "fig-between") if trace["name"] == "two drawn at random"][0]
+    drawn = [trace for trace in traces(page, "fig-between") if trace["name"] == "two experts drawn at random"][0]
     pairs = [pair for pair in layers[1]["interpolation"]["pairs"] if pair["kind"] == "drawn"]
     assert drawn["y"][5] == pytest.approx(np.mean([pair["departure"][5] for pair in pairs]))
     choose(page, "fig-tokens", "why", "particular")
