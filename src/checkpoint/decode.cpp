@@ -173,8 +173,7 @@ void Checkpoint::fail_nonfinite(const std::string& name, std::int64_t index, dou
   const std::int64_t cols = matrix_shape(info(name)).cols;
   fail(ErrorCode::NotFinite,
        "{}: tensor '{}' holds {} at [{}, {}]; expected finite weights. spectra --mark-nonfinite "
-       "leaves the "
-       "head out",
+       "leaves the head out",
        shard_of(name), name, value, index / cols, index % cols);
 }
 

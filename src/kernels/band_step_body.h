@@ -12,17 +12,9 @@ namespace subspace::kernels {
 namespace {
 
 inline double dot(const double* x, const double* y, std::int64_t n) {
-  Pack sum[2] = {}, a, b;
-  std::int64_t i = 0;
-  for (; i + 2 * kPack <= n; i += 2 * kPack) {
-    for (int k = 0; k < 2; ++k) {
-      load(a, x + i + k * kPack);
-      load(b, y + i + k * kPack);
-      sum[k] += a * b;
-    }
-  }
-  double total = sum_of(sum[0] + sum[1]);
-  for (; i < n; ++i) total += x[i] * y[i];
+  const std::int64_t whole = n / (2 * kPack) * (2 * kPack);
+  double total = packs_dot<2>(x, y, whole);
+  for (std::int64_t i = whole; i < n; ++i) total += x[i] * y[i];
   return total;
 }
 

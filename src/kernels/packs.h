@@ -4,7 +4,6 @@
 // the standard library is a template, so that no copy can leave its object file.
 
 #include <cstdint>
-#include <cstring>
 
 namespace subspace::kernels {
 namespace {
@@ -25,6 +24,28 @@ inline void store(double* to, const Pack& x) { *reinterpret_cast<LoosePack*>(to)
 inline double sum_of(const Pack& x) { return (x[0] + x[1]) + (x[2] + x[3]); }
 
 inline std::int64_t whole_packs(std::int64_t n) { return (n + kPack - 1) / kPack * kPack; }
+
+/// x . y of n numbers, whole packs, in kSums (2 or 4) sums at once.
+template <int kSums>
+inline double packs_dot(const double* x, const double* y, std::int64_t n) {
+  Pack sums[kSums] = {}, a, b;
+  std::int64_t j = 0;
+  for (; j + kSums * kPack <= n; j += kSums * kPack) {
+    for (int i = 0; i < kSums; ++i) {
+      load(a, x + j + i * kPack);
+      load(b, y + j + i * kPack);
+      sums[i] += a * b;
+    }
+  }
+  for (; j < n; j += kPack) {
+    load(a, x + j);
+    load(b, y + j);
+    sums[0] += a * b;
+  }
+  Pack all = sums[0] + sums[1];
+  if constexpr (kSums == 4) all += sums[2] + sums[3];
+  return sum_of(all);
+}
 
 /// Four packs as the rows of a 4 x 4 matrix, turned.
 inline void transpose(Pack* x) {

@@ -29,25 +29,6 @@ struct Panel {
   }
 };
 
-inline double dot_of(const double* x, const double* y, std::int64_t n) {
-  Pack sums[2] = {}, a, b;
-  std::int64_t j = 0;
-  for (; j + 2 * kPack <= n; j += 2 * kPack) {
-    for (int i = 0; i < 2; ++i) {
-      load(a, x + j + i * kPack);
-      load(b, y + j + i * kPack);
-      sums[i] += a * b;
-    }
-  }
-  for (; j < n; j += kPack) {
-    load(a, x + j);
-    load(b, y + j);
-    sums[0] += a * b;
-  }
-  const Pack all = sums[0] + sums[1];
-  return sum_of(all);
-}
-
 inline void subtract(double* x, const double* y, double s, std::int64_t n) {
   Pack a, b;
   for (std::int64_t j = 0; j < n; j += kPack) {
@@ -147,7 +128,7 @@ inline void panel_column(const Hessenberg& p, const Panel& q, std::int64_t l) {
     v[i] = y[i] = 0;
   }
   for (std::int64_t j = 0; j < l; ++j) subtract(b, q.y + j * width, q.v[j * width + k], width);
-  for (std::int64_t j = 0; j < l; ++j) q.u[j] = dot_of(q.v + j * width, b, width);
+  for (std::int64_t j = 0; j < l; ++j) q.u[j] = packs_dot<2>(q.v + j * width, b, width);
   for (std::int64_t j = l; j-- > 0;) {
     double sum = 0;
     for (std::int64_t i = 0; i <= j; ++i) sum += q.t[i * kPanel + j] * q.u[i];
@@ -173,7 +154,7 @@ inline void panel_column(const Hessenberg& p, const Panel& q, std::int64_t l) {
   const std::int64_t begin = (k + 1) / kPack * kPack;
   for (; row + 4 <= p.n; row += 4) row_products<4>(p, row, begin, v, y);
   for (; row < p.n; ++row) row_products<1>(p, row, begin, v, y);
-  for (std::int64_t j = 0; j < l; ++j) q.u[j] = dot_of(q.v + j * width, v, width);
+  for (std::int64_t j = 0; j < l; ++j) q.u[j] = packs_dot<2>(q.v + j * width, v, width);
   for (std::int64_t j = 0; j < l; ++j) subtract(y, q.y + j * width, q.u[j], width);
   for (std::int64_t i = 0; i < width; ++i) y[i] *= tau;
   for (std::int64_t i = 0; i < l; ++i) {

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstring>
+
 #include "kernels/packs.h"
 #include "kernels/turned_grams_steps.h"
 
@@ -90,25 +92,6 @@ inline void cut_plane(const double* first, const double* second, std::int64_t pl
   }
 }
 
-inline double dot(const double* x, const double* y, std::int64_t n) {
-  Pack sums[4] = {}, a, b;
-  std::int64_t j = 0;
-  for (; j + kAtOnce <= n; j += kAtOnce) {
-    for (int i = 0; i < 4; ++i) {
-      load(a, x + j + i * kPack);
-      load(b, y + j + i * kPack);
-      sums[i] += a * b;
-    }
-  }
-  for (; j < n; j += kPack) {
-    load(a, x + j);
-    load(b, y + j);
-    sums[0] += a * b;
-  }
-  const Pack all = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-  return sum_of(all);
-}
-
 /// out += X Y^T, rows of n numbers, n of whole packs.
 inline void add_dots(const double* x, std::int64_t lefts, const double* y, std::int64_t rights,
                      std::int64_t stride, std::int64_t n, double* out) {
@@ -134,13 +117,13 @@ inline void add_dots(const double* x, std::int64_t lefts, const double* y, std::
     }
     for (; r < rights; ++r) {
       for (int i = 0; i < 2; ++i) {
-        out[(l + i) * rights + r] += dot(x + (l + i) * stride, y + r * stride, n);
+        out[(l + i) * rights + r] += packs_dot<4>(x + (l + i) * stride, y + r * stride, n);
       }
     }
   }
   for (; l < lefts; ++l) {
     for (std::int64_t r = 0; r < rights; ++r) {
-      out[l * rights + r] += dot(x + l * stride, y + r * stride, n);
+      out[l * rights + r] += packs_dot<4>(x + l * stride, y + r * stride, n);
     }
   }
 }
@@ -189,8 +172,8 @@ inline void add_each(const TurnedGrams& p, const TurnedRows& s, std::int64_t n,
     const double *cosines = p.tables.cos + i * numbers + place,
                  *sines = p.tables.sin + i * numbers + place;
     for (std::int64_t o = 0; o < 2; ++o) {
-      p.each[2 * i + o] +=
-          dot(s.sum_cos + o * half, cosines, n) + dot(s.sum_sin + o * half, sines, n);
+      p.each[2 * i + o] += packs_dot<4>(s.sum_cos + o * half, cosines, n) +
+                           packs_dot<4>(s.sum_sin + o * half, sines, n);
     }
   }
 }
@@ -226,7 +209,7 @@ inline void add_still(const TurnedGrams& p, const TurnedRows& s, std::int64_t n)
   for (std::int64_t m = 0; m < p.mixes; ++m) {
     mixed(s.x, p.left_mix + m * p.lefts, p.lefts, s.stride, padded, s.mix_x);
     mixed(s.y, p.right_mix + m * p.rights, p.rights, s.stride, padded, s.mix_y);
-    const double sum = dot(s.mix_x, s.mix_y, padded);
+    const double sum = packs_dot<4>(s.mix_x, s.mix_y, padded);
     for (std::int64_t i = 0; i < p.tables.offsets; ++i) p.each[2 * i + (m == 0 ? 0 : 1)] += sum;
   }
 }

@@ -184,8 +184,7 @@ std::string match_text(const Matched& matched) {
                 matched.value, share > 1 ? "larger" : "smaller");
   return fmt::format(
              "reference  {}\n{:<9}  {}\n           {} {}: {:.4f} of the reference's FLOPs, {:.4f} "
-             "of its "
-             "parameters",
+             "of its parameters",
              counts_text(matched.reference), feed_forward_kind(matched.model),
              counts_text(matched.found), matched.field, matched.value,
              matched.found.flops_per_token / matched.reference.flops_per_token,
